@@ -1,0 +1,561 @@
+"""Kernel modules: which ones, what they need, in which order they are loaded.
+
+Everything modprobe would look up at boot is resolved here, once: dependencies, soft dependencies (which may
+be aliases: ext4 asks for ``crypto-crc32c``), options, blacklists, firmware. See modprobe.d(5) and
+modules.dep(5).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import gzip
+import lzma
+import os
+import posixpath
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import zstandard
+
+from pyinit.config.distance import closest
+from pyinit.config.sealed import MODULES_PATH, ModuleEntry, ModuleIndex, dump_modules
+from pyinit.text import printable
+
+from . import kmodindex
+from .errors import BuildError
+from .plan import Plan
+from .sysroot import Sysroot
+
+#: Suffix of a compressed module, and what the kernel's configuration calls the method.
+COMPRESSED = {".xz": "XZ", ".zst": "ZSTD", ".gz": "GZIP"}
+
+MODPROBE_DIRECTORIES = (
+    "/etc/modprobe.d",
+    "/usr/local/lib/modprobe.d",
+    "/usr/lib/modprobe.d",
+    "/lib/modprobe.d",
+)
+
+#: What a generic image takes: paths below kernel/, and why. What a pattern selects brings its dependencies.
+GENERIC = (
+    ("drivers/ata/*", "ATA disk controller"),
+    ("drivers/nvme/host/*", "NVMe disks"),
+    ("drivers/scsi/*", "SCSI disks and controllers"),
+    ("drivers/message/fusion/mpt[fs]*", "SCSI controllers of the Fusion family, VMware's among them"),
+    ("drivers/ufs/*", "UFS disks"),
+    ("drivers/mmc/core/mmc_block*", "MMC disks"),
+    ("drivers/mmc/host/*", "MMC host controller"),
+    ("drivers/nvdimm/*", "persistent memory disks"),
+    ("drivers/block/virtio_blk*", "virtio disks"),
+    ("drivers/block/xen-blkfront*", "Xen disks"),
+    ("drivers/block/loop*", "disk images"),
+    ("drivers/block/nbd*", "network block devices"),
+    ("drivers/virtio/virtio_pci.*", "virtio bus of virtual machines"),
+    ("drivers/virtio/virtio_mmio.*", "virtio bus of virtual machines"),
+    ("drivers/virtio/virtio_input.*", "virtio keyboard"),
+    ("drivers/hv/hv_vmbus*", "Hyper-V bus"),
+    ("drivers/pci/controller/vmd*", "NVMe disks behind Intel's volume management device"),
+    ("drivers/pci/controller/pci-hyperv*", "Hyper-V PCI bus"),
+    ("drivers/usb/host/*-pci*", "USB host controller"),
+    ("drivers/usb/host/uhci-hcd*", "USB 1.1 host controller"),
+    ("drivers/usb/storage/usb-storage*", "USB disks"),
+    ("drivers/usb/storage/uas*", "USB disks"),
+    ("drivers/hid/hid-generic*", "keyboard for the rescue shell"),
+    ("drivers/hid/usbhid/usbhid*", "USB keyboard for the rescue shell"),
+    ("drivers/hid/hid-hyperv*", "Hyper-V keyboard"),
+    ("drivers/input/serio/hyperv-keyboard*", "Hyper-V keyboard"),
+    ("drivers/input/serio/i8042*", "PS/2 keyboard"),
+    ("drivers/input/keyboard/atkbd*", "PS/2 keyboard"),
+    # These need a driver of their own: hid-generic leaves them alone.
+    ("drivers/hid/hid-apple.*", "keyboard for the rescue shell"),
+    ("drivers/hid/hid-cherry.*", "keyboard for the rescue shell"),
+    ("drivers/hid/hid-corsair.*", "keyboard for the rescue shell"),
+    ("drivers/hid/hid-lenovo.*", "keyboard for the rescue shell"),
+    ("drivers/hid/hid-logitech*", "keyboard for the rescue shell"),
+    ("drivers/hid/hid-microsoft.*", "keyboard for the rescue shell"),
+    ("drivers/md/dm-mod.*", "device mapper"),
+    ("drivers/md/md-mod.*", "software RAID"),
+    ("drivers/md/raid*", "software RAID"),
+    ("fs/ext4/*", "root file system"),
+    ("fs/xfs/*", "root file system"),
+    ("fs/btrfs/*", "root file system"),
+    ("fs/f2fs/*", "root file system"),
+    ("fs/squashfs/*", "root file system of live systems"),
+    ("fs/erofs/*", "root file system of live systems"),
+    ("fs/isofs/*", "file system of CDs"),
+    ("fs/overlayfs/*", "writable layer over a read-only root"),
+    ("fs/fat/vfat*", "EFI system partition"),
+    ("fs/nls/nls_cp437*", "character set of vfat"),
+    ("fs/nls/nls_iso8859-1.*", "character set of vfat"),
+    ("fs/nls/nls_ascii*", "character set of vfat"),
+    ("fs/nls/nls_utf8*", "character set of vfat"),
+)
+
+#: What these patterns would select but no root disk needs.
+GENERIC_EXCLUDED = (
+    ("drivers/scsi/scsi_debug.*", "makes up disks for tests"),
+    ("drivers/scsi/sg.*", "raw access to SCSI devices"),
+    ("drivers/scsi/st.*", "tapes"),
+    ("drivers/scsi/ch.*", "tape changers"),
+    ("drivers/scsi/ses.*", "lights of disk enclosures"),
+    ("drivers/scsi/pcmcia/*", "PC cards"),
+    # These sit on network drivers.
+    ("drivers/scsi/bnx2fc/*", "disks behind network cards"),
+    ("drivers/scsi/bnx2i/*", "disks behind network cards"),
+    ("drivers/scsi/csiostor/*", "disks behind network cards"),
+    ("drivers/scsi/cxgbi/*", "disks behind network cards"),
+    ("drivers/scsi/fcoe/*", "disks behind network cards"),
+    ("drivers/scsi/qedf/*", "disks behind network cards"),
+    ("drivers/scsi/qedi/*", "disks behind network cards"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Modprobe:
+    """The settings of modprobe.d."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    blacklist: frozenset[str] = frozenset()
+    aliases: tuple[tuple[str, str], ...] = ()
+    before: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    after: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+def canonical(name: str) -> str:
+    """A module name or alias with underscores for dashes, except within brackets, as kmod compares them."""
+    return re.sub(r"\[[^]]*\]|-", lambda match: match[0] if match[0] != "-" else "_", name)
+
+
+def module_name(path: str) -> str:
+    """``kernel/fs/ext4/ext4.ko.xz``: ``ext4``."""
+    return canonical(posixpath.basename(path).partition(".ko")[0])
+
+
+def parse_dep(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Decode modules.dep: name to (path, names of all modules it depends on, in loading order).
+
+    Raises :class:`BuildError` with the line for what is not ``path: path...``, for a dependency that has no
+    line of its own (a truncated file) and for a module that depends on itself.
+    """
+    modules: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        path, colon, rest = line.partition(":")
+        if not colon or ".ko" not in path:
+            raise BuildError(f"modules.dep line {number}: no module and colon: {printable(line[:80])}")
+        # depmod writes them in the order in which modprobe -r would remove them.
+        needs = tuple(module_name(need) for need in reversed(rest.split()))
+        name = module_name(path)
+        if name in needs:
+            raise BuildError(f"modules.dep line {number}: {printable(name)} depends on itself")
+        modules[name] = (path.strip(), needs)
+    for name, (_, needs) in modules.items():
+        for need in needs:
+            if need not in modules:
+                raise BuildError(
+                    f"modules.dep: {printable(name)} needs {printable(need)}, which is not listed"
+                )
+    return modules
+
+
+def parse_alias(text: str) -> list[tuple[str, str]]:
+    """Decode modules.alias or modules.symbols: (pattern, module name) in the order of the file."""
+    words = (line.split() for line in text.splitlines())
+    return [(word[1], canonical(word[2])) for word in words if len(word) == 3 and word[0] == "alias"]
+
+
+def parse_softdep(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Decode what follows the name in a ``softdep`` line: what to load before and after. Words before the
+    first ``pre:`` or ``post:`` mean nothing."""
+    lists: dict[str, list[str]] = {"pre:": [], "post:": []}
+    current: list[str] | None = None
+    for word in words:
+        if word in lists:
+            current = lists[word]
+        elif current is not None:
+            current.append(word)
+    return tuple(lists["pre:"]), tuple(lists["post:"])
+
+
+def parse_modprobe(texts: Iterable[str]) -> Modprobe:
+    """Decode configuration files; commands that are not known are passed over, as modprobe does."""
+    options: dict[str, list[str]] = {}
+    blacklist: set[str] = set()
+    aliases: list[tuple[str, str]] = []
+    before: dict[str, tuple[str, ...]] = {}
+    after: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        for line in text.replace("\\\n", " ").splitlines():
+            words = line.split()
+            if len(words) < 2 or words[0].startswith("#"):
+                continue
+            name = canonical(words[1])
+            if words[0] == "options":
+                options.setdefault(name, []).extend(words[2:])
+            elif words[0] == "blacklist":
+                blacklist.add(name)
+            elif words[0] == "alias" and len(words) >= 3:
+                aliases.append((words[1], canonical(words[2])))
+            elif words[0] == "softdep":
+                pre, post = parse_softdep(words[2:])
+                before[name] = before.get(name, ()) + pre
+                after[name] = after.get(name, ()) + post
+            elif words[0] == "install" and words[2:3] in (["/bin/false"], ["/bin/true"], ["/usr/bin/false"]):
+                # The usual way of forbidding a module altogether.
+                blacklist.add(name)
+    joined = {name: " ".join(values) for name, values in options.items()}
+    return Modprobe(joined, frozenset(blacklist), tuple(aliases), before, after)
+
+
+def modinfo(data: bytes) -> Iterator[tuple[str, str]]:
+    """The (tag, value) pairs in the ``.modinfo`` section of a plain module; none for anything else."""
+    try:
+        if data[:5] != b"\x7fELF\x02":
+            return
+        little = data[5] == 1
+        order = "<" if little else ">"
+        (table,) = struct.unpack_from(order + "Q", data, 40)
+        size, count, names_at = struct.unpack_from(order + "HHH", data, 58)
+
+        def section(index: int) -> tuple[int, int, int]:
+            header = struct.unpack_from(order + "IIQQQQ", data, table + index * size)
+            return header[0], header[4], header[5]
+
+        _, names, _ = section(names_at)
+        for index in range(count):
+            name, offset, length = section(index)
+            if data[names + name : names + name + 9] == b".modinfo\0":
+                for word in data[offset : offset + length].split(b"\0"):
+                    tag, equals, value = word.decode("utf-8", "surrogateescape").partition("=")
+                    if equals:
+                        yield tag, value
+    except struct.error:
+        return
+
+
+def decompress(data: bytes, suffix: str, path: str) -> bytes:
+    """The plain bytes of a compressed module or firmware file; :class:`BuildError` when it is damaged."""
+    try:
+        if suffix == ".xz":
+            return lzma.decompress(data)
+        if suffix == ".zst":
+            return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+        if suffix == ".gz":
+            return gzip.decompress(data)
+    except (lzma.LZMAError, zstandard.ZstdError, OSError, EOFError, zlib.error) as error:
+        raise BuildError(f"{printable(path)} cannot be decompressed: {printable(str(error))}") from error
+    return data
+
+
+class Kernel:
+    """The modules of one kernel release in a sysroot, and the settings that go with them."""
+
+    def __init__(self, sysroot: Sysroot, release: str | None) -> None:
+        self.sysroot = sysroot
+        self.release = release = release or detect_release(sysroot)
+        root = printable(str(sysroot.root))
+        found = sysroot.resolve(f"/lib/modules/{release}") or sysroot.resolve(f"/usr/lib/modules/{release}")
+        if "/" in release or found is None or not sysroot.is_file(f"{found.path}/modules.dep"):
+            raise BuildError(
+                f"no modules for kernel {printable(release)} in {root}: /lib/modules/{printable(release)}/"
+                "modules.dep is missing; there is: " + printable(", ".join(releases(sysroot)) or "no kernel"),
+                hint="Name an installed kernel with --kernel-version, or run depmod for this one.",
+            )
+        self.directory = found.path
+        self.modules = parse_dep(self._text("modules.dep"))
+        self.builtin = frozenset(module_name(line) for line in self._text("modules.builtin").split())
+        self.modprobe = read_modprobe(sysroot)
+        self.alias_table = [
+            *self.modprobe.aliases,
+            *parse_alias(self._text("modules.alias")),
+        ]
+        self.softdep_lines = [line.split() for line in self._text("modules.softdep").splitlines()]
+        self._before = dict(self.modprobe.before)
+        self._after = dict(self.modprobe.after)
+        for words in self.softdep_lines:
+            if words[:1] == ["softdep"] and len(words) > 1:
+                pre, post = parse_softdep(words[2:])
+                name = canonical(words[1])
+                self._before[name] = self._before.get(name, ()) + pre
+                self._after[name] = self._after.get(name, ()) + post
+        self._literal: dict[str, list[str]] = {}
+        self._patterns: list[tuple[str, str, str]] = []
+        for pattern, name in self.alias_table:
+            alias = canonical(pattern)
+            literal = re.split(r"[*?[]", alias, maxsplit=1)[0]
+            if literal == alias:
+                self._literal.setdefault(alias, []).append(name)
+            else:
+                self._patterns.append((literal, alias, name))
+        self.config = config = self._config()
+        """Lines of the kernel's configuration; empty when it is not known."""
+        self.decompressors = frozenset(
+            suffix
+            for suffix, method in COMPRESSED.items()
+            if "CONFIG_MODULE_DECOMPRESS=y" in config and f"CONFIG_MODULE_COMPRESS_{method}=y" in config
+        )
+
+    def find(self, name: str) -> list[str]:
+        """The modules that a module name or alias stands for; none when it is built in or unknown."""
+        name = canonical(name)
+        if name in self.modules:
+            return [name]
+        if name in self.builtin:
+            return []
+        names = list(self._literal.get(name, ()))
+        if not names:
+            names = [
+                module
+                for literal, pattern, module in self._patterns
+                if name.startswith(literal) and fnmatch.fnmatchcase(name, pattern)
+            ]
+        return [
+            found
+            for found in dict.fromkeys(names)
+            if found in self.modules and found not in self.modprobe.blacklist
+        ]
+
+    def before(self, name: str) -> list[str]:
+        """The modules of the soft dependencies to be loaded before ``name``."""
+        return [module for alias in self._before.get(name, ()) for module in self.find(alias)]
+
+    def after(self, name: str) -> list[str]:
+        """The modules of the soft dependencies to be loaded after ``name``."""
+        return [module for alias in self._after.get(name, ()) for module in self.find(alias)]
+
+    def needs(self, name: str) -> tuple[str, ...]:
+        """Everything to be loaded before ``name``, in loading order."""
+        order: dict[str, None] = {}
+        visiting: set[str] = set()
+
+        def visit(module: str) -> None:
+            # Soft dependencies may form a circle: whoever is being visited comes later anyway.
+            if module in order or module in visiting:
+                return
+            visiting.add(module)
+            for need in (*self.before(module), *self.modules[module][1]):
+                visit(need)
+            visiting.remove(module)
+            order[module] = None
+
+        visit(name)
+        del order[name]
+        return tuple(order)
+
+    def _text(self, name: str) -> str:
+        return self.sysroot.read_text(f"{self.directory}/{name}")
+
+    def _config(self) -> frozenset[str]:
+        places = (
+            f"/boot/config-{self.release}",
+            f"{self.directory}/config",
+            f"{self.directory}/build/.config",
+        )
+        place = self.sysroot.find(*places)
+        return frozenset(self.sysroot.read_text(place).splitlines()) if place else frozenset()
+
+
+def releases(sysroot: Sysroot) -> list[str]:
+    """The kernel releases that have modules in ``sysroot``."""
+    return [
+        name for name in sysroot.list("/lib/modules") if sysroot.is_file(f"/lib/modules/{name}/modules.dep")
+    ]
+
+
+def detect_release(sysroot: Sysroot) -> str:
+    """The running kernel when building for this machine, the only one installed in another sysroot."""
+    found = releases(sysroot)
+    running = os.uname().release
+    if str(sysroot.root) == "/" and running in found:
+        return running
+    if len(found) == 1:
+        return found[0]
+    root = printable(str(sysroot.root))
+    if not found:
+        raise BuildError(
+            f"no kernel modules in {root}: no /lib/modules/*/modules.dep",
+            hint="Install a kernel package in the target system.",
+        )
+    raise BuildError(
+        f"several kernels in {root}: {printable(', '.join(found))}",
+        hint="Choose one with --kernel-version.",
+    )
+
+
+def read_modprobe(sysroot: Sysroot) -> Modprobe:
+    """The modprobe.d settings of a sysroot. A file hides those of the same name in later directories."""
+    files: dict[str, str] = {}
+    for directory in MODPROBE_DIRECTORIES:
+        for name in sysroot.list(directory):
+            if name.endswith(".conf"):
+                files.setdefault(name, f"{directory}/{name}")
+    settings = parse_modprobe(sysroot.read_text(files[name]) for name in sorted(files))
+    places = tuple(files[name] for name in sorted(files))
+    return Modprobe(
+        settings.options, settings.blacklist, settings.aliases, settings.before, settings.after, places
+    )
+
+
+def select(kernel: Kernel, mode: str, wanted: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+    """The modules of an image: name to (reason, the module that wants it).
+
+    Raises :class:`BuildError` for a wanted module that the kernel does not have.
+    """
+    selected: dict[str, tuple[str, str | None]] = {}
+    for name in wanted:
+        found = kernel.find(name)
+        if not found and canonical(name) not in kernel.builtin:
+            raise _unknown(kernel, name)
+        for module in found:
+            selected.setdefault(module, (f"--module {printable(name)}", None))
+    if mode == "generic":
+        for name, (path, _) in kernel.modules.items():
+            below = path.removeprefix("kernel/")
+            if name in kernel.modprobe.blacklist:
+                continue
+            if any(fnmatch.fnmatchcase(below, glob) for glob, _ in GENERIC_EXCLUDED):
+                continue
+            reason = next((why for glob, why in GENERIC if fnmatch.fnmatchcase(below, glob)), None)
+            if reason is not None:
+                selected.setdefault(name, (f"generic mode: {reason}", None))
+    todo = list(selected)
+    while todo:
+        name = todo.pop(0)
+        for wants, reason in (
+            (kernel.before(name), "soft dependency, loaded before"),
+            (kernel.modules[name][1], "dependency"),
+            (kernel.after(name), "soft dependency, loaded after"),
+        ):
+            for need in wants:
+                if need not in selected:
+                    selected[need] = (reason, name)
+                    todo.append(need)
+    return selected
+
+
+def collect(plan: Plan, kernel: Kernel, mode: str, wanted: Sequence[str]) -> ModuleIndex:
+    """Add the modules with their firmware, the indexes for kmod, and the index for PID 1."""
+    selected = select(kernel, mode, wanted)
+    places: dict[str, str] = {}
+    plan.source = "modules"
+    firmware: dict[str, list[str]] = {}
+    for name in sorted(selected):
+        path = kernel.modules[name][0]
+        content = plan.sysroot.read(f"{kernel.directory}/{path}")
+        suffix = posixpath.splitext(path)[1]
+        plain = decompress(content, suffix, path) if suffix in COMPRESSED else content
+        if suffix in COMPRESSED and suffix not in kernel.decompressors:
+            # The kernel cannot unpack it by itself, and the boot does not run modprobe.
+            path, content = path.removesuffix(suffix), plain
+        if not plain.startswith(b"\x7fELF"):
+            raise BuildError(f"{printable(kernel.directory)}/{printable(path)} is no kernel module")
+        places[name] = path
+        reason, parent = selected[name]
+        if parent is not None:
+            # The parent may come later in the alphabet: its place in the image follows from the same rule.
+            above = kernel.modules[parent][0]
+            ending = posixpath.splitext(above)[1]
+            unpacked = ending in COMPRESSED and ending not in kernel.decompressors
+            parent = f"{kernel.directory}/{above.removesuffix(ending) if unpacked else above}"
+        plan.data(f"{kernel.directory}/{path}", content, reason, parent)
+        for tag, value in modinfo(plain):
+            if tag == "firmware":
+                firmware.setdefault(value, []).append(name)
+    plan.source = "firmware"
+    _firmware(plan, kernel, firmware, places)
+    plan.source = "modules"
+    index = _index(kernel, selected, places, [name for word in wanted for name in kernel.find(word)])
+    plan.data(MODULES_PATH, dump_modules(index), "loading order and aliases of the modules, for pyinit")
+    for name, data in kmod_files(kernel, places).items():
+        plan.data(f"{kernel.directory}/{name}", data, "module look-up of modprobe and udevd")
+    for place in kernel.modprobe.files:
+        plan.file(place, "module options for modprobe and udevd")
+    return index
+
+
+def kmod_files(kernel: Kernel, places: dict[str, str]) -> dict[str, bytes]:
+    """The index files of libkmod for the modules in ``places`` (name to path below the module directory)."""
+    order = {name: number for number, name in enumerate(kernel.modules)}
+    dep = []
+    for name in sorted(places, key=order.__getitem__):
+        line = f"{places[name]}:"
+        for need in reversed(kernel.modules[name][1]):
+            line += f" {places[need]}"
+        dep.append((name, line, order[name]))
+    aliases = parse_alias(kernel._text("modules.alias"))
+    symbols = parse_alias(kernel._text("modules.symbols"))
+    softdep = [" ".join(words) for words in kernel.softdep_lines if canonical("".join(words[1:2])) in places]
+    files = {
+        "modules.dep.bin": kmodindex.write(dep),
+        "modules.alias.bin": kmodindex.write(
+            (canonical(pattern), name, order[name]) for pattern, name in aliases if name in places
+        ),
+        "modules.symbols.bin": kmodindex.write(
+            (pattern, name, order[name]) for pattern, name in symbols if name in places
+        ),
+        "modules.builtin.bin": kmodindex.write((name, "", 0) for name in sorted(kernel.builtin)),
+        "modules.softdep": "".join(f"{line}\n" for line in softdep).encode(),
+    }
+    place = f"{kernel.directory}/modules.builtin.alias.bin"
+    if kernel.sysroot.is_file(place):
+        files["modules.builtin.alias.bin"] = kernel.sysroot.read(place)
+    return files
+
+
+def _index(
+    kernel: Kernel, selected: Iterable[str], places: dict[str, str], wanted: Sequence[str]
+) -> ModuleIndex:
+    modules = {
+        name: ModuleEntry(places[name], kernel.needs(name), kernel.modprobe.options.get(name, ""))
+        for name in selected
+    }
+    # modprobe, too, lets a blacklist hide the aliases of a module, not its name.
+    aliases = sorted(
+        {
+            (pattern, name)
+            for pattern, name in kernel.alias_table
+            if name in modules and name not in kernel.modprobe.blacklist
+        }
+    )
+    preload = dict.fromkeys(need for name in wanted for need in (*modules[name].needs, name))
+    return ModuleIndex(kernel.directory, modules, tuple(aliases), kernel.builtin, tuple(preload))
+
+
+def _firmware(plan: Plan, kernel: Kernel, wanted: dict[str, list[str]], places: dict[str, str]) -> None:
+    """Add firmware where the kernel looks for it (Documentation/driver-api/firmware/fw_search_path.rst)."""
+    missing: dict[str, list[str]] = {}
+    for name, modules in sorted(wanted.items()):
+        places_found = [
+            place
+            for top in ("updates/" + kernel.release, "updates", kernel.release, "")
+            for place in _matches(plan.sysroot, posixpath.normpath(f"/lib/firmware/{top}/{name}"))
+        ]
+        if not places_found:
+            missing.setdefault(modules[0], []).append(name)
+        for place in places_found:
+            plan.file(place, "firmware", f"{kernel.directory}/{places[modules[0]]}")
+    if missing:
+        examples = ", ".join(f"{module} ({names[0]})" for module, names in sorted(missing.items())[:4])
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        plan.warn(f"firmware that modules ask for is not installed: {printable(examples)}{more}")
+
+
+def _matches(sysroot: Sysroot, path: str) -> list[str]:
+    """``path``, which may be a pattern, as it is or compressed."""
+    directory, _, name = path.rpartition("/")
+    return [
+        f"{directory}/{found}"
+        for found in sysroot.list(directory)
+        if any(fnmatch.fnmatchcase(found, name + suffix) for suffix in ("", ".xz", ".zst"))
+    ]
+
+
+def _unknown(kernel: Kernel, name: str) -> BuildError:
+    close = closest(canonical(name), sorted(kernel.modules), 2)
+    hint = f"Did you mean {close}?" if close else "See modinfo(8) for the modules of a kernel."
+    return BuildError(f"kernel {printable(kernel.release)} has no module {printable(name)}", hint=hint)

@@ -1,0 +1,150 @@
+"""A target system's tree, seen from outside, with every symbolic link resolved inside it.
+
+Paths are absolute strings as the target sees them (``/usr/bin/python3``); only :meth:`Sysroot.host` turns one
+into a path of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyinit.text import printable
+
+from .errors import BuildError
+
+#: Links the kernel follows in one look-up before it gives up with ELOOP (path_resolution(7)).
+MAX_LINKS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Where a path ends, and the symbolic links on the way as (path of the link, its target)."""
+
+    path: str
+    links: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Sysroot:
+    """The tree below ``root``. Everything in it is taken to stay as it is while an image is built."""
+
+    root: Path
+    _links: dict[str, str | None] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.root = Path(os.path.abspath(self.root))
+        if not self.root.is_dir():
+            raise BuildError(
+                f"--sysroot {printable(str(self.root))} is not a directory",
+                hint="Give the top directory of an unpacked system, or leave it out to build from this one.",
+            )
+
+    def host(self, path: str) -> Path:
+        """The path on this machine of a *resolved* target path."""
+        return self.root / path.lstrip("/")
+
+    def resolve(self, path: str) -> Resolved | None:
+        """Follow ``path`` as the target's kernel would, or None when it leads nowhere.
+
+        Raises :class:`BuildError` for a loop of links.
+        """
+        links: list[tuple[str, str]] = []
+        here = "/"
+        todo = [part for part in path.split("/") if part]
+        while todo:
+            part = todo.pop(0)
+            if part == ".":
+                continue
+            if part == "..":
+                here = posixpath.dirname(here)
+                continue
+            step = posixpath.join(here, part)
+            target = self._readlink(step)
+            if target is None:
+                here = step
+                continue
+            links.append((step, target))
+            if len(links) > MAX_LINKS:
+                raise BuildError(
+                    f"{printable(path)} in {printable(str(self.root))}: a loop of symbolic links"
+                )
+            if target.startswith("/"):
+                here = "/"
+            todo[:0] = [part for part in target.split("/") if part]
+        if not os.path.lexists(self.host(here)):
+            return None
+        return Resolved(here, tuple(dict.fromkeys(links)))
+
+    def find(self, *paths: str) -> str | None:
+        """The first of ``paths`` that exists, unresolved."""
+        return next((path for path in paths if self.resolve(path) is not None), None)
+
+    def is_dir(self, path: str) -> bool:
+        """Whether ``path`` leads to a directory."""
+        found = self.resolve(path)
+        return found is not None and self.host(found.path).is_dir()
+
+    def is_file(self, path: str) -> bool:
+        """Whether ``path`` leads to a regular file."""
+        found = self.resolve(path)
+        return found is not None and self.host(found.path).is_file()
+
+    def list(self, path: str) -> list[str]:
+        """The sorted names in the directory ``path``; none when there is no such directory."""
+        found = self.resolve(path)
+        if found is None or not self.host(found.path).is_dir():
+            return []
+        return sorted(os.listdir(self.host(found.path)))
+
+    def read(self, path: str) -> bytes:
+        """The content of the regular file ``path``; :class:`BuildError` when it cannot be read."""
+        return self.read_with_mode(path)[0]
+
+    def read_with_mode(self, path: str) -> tuple[bytes, int]:
+        """Content and permission bits, taken from one open file so that they belong together."""
+        found = self.resolve(path)
+        if found is None:
+            raise BuildError(f"{printable(path)} is missing in {printable(str(self.root))}")
+        return read_regular(self.host(found.path))
+
+    def read_text(self, path: str) -> str:
+        """The file ``path`` as text, or an empty string when there is none."""
+        return self.read(path).decode("utf-8", "surrogateescape") if self.is_file(path) else ""
+
+    def _readlink(self, path: str) -> str | None:
+        if path not in self._links:
+            try:
+                self._links[path] = os.readlink(self.host(path))
+            except OSError:
+                self._links[path] = None
+        return self._links[path]
+
+
+def read_regular(path: Path) -> tuple[bytes, int]:
+    """Content and permission bits of a regular file of this machine; :class:`BuildError` for anything else.
+
+    Opened without blocking and checked before it is read: a FIFO or a device in the place of a file must not
+    hang the build.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as stream:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise BuildError(f"{printable(str(path))} is not a regular file")
+            data = stream.read()
+    except OSError as error:
+        raise BuildError(
+            f"{printable(str(path))} cannot be read: {error.strerror}",
+            hint="Run the build as a user who may read it." if isinstance(error, PermissionError) else "",
+        ) from error
+    if len(data) != status.st_size:
+        raise BuildError(
+            f"{printable(str(path))} changed while it was read: {status.st_size} bytes, then {len(data)}",
+            hint="Build again when nothing is being installed.",
+        )
+    return data, stat.S_IMODE(status.st_mode)

@@ -1,0 +1,87 @@
+"""The programs of an image: modprobe for the kernel, and what a person in the rescue shell needs."""
+
+from __future__ import annotations
+
+from pyinit.text import printable
+
+from .errors import BuildError
+from .plan import Plan
+
+DIRECTORIES = ("/usr/bin", "/usr/sbin", "/bin", "/sbin")
+SHELLS = ("/bin/sh", "/bin/bash", "/bin/dash")
+
+#: What the rescue shell offers, as far as the target has it.
+TOOLS = {
+    "blkid": "file systems on block devices",
+    "cat": "show files",
+    "chmod": "change modes",
+    "cp": "copy files",
+    "dd": "copy blocks",
+    "dmesg": "messages of the kernel",
+    "grep": "search in files",
+    "less": "read long output",
+    "ln": "make links",
+    "ls": "list files",
+    "lsblk": "tree of block devices",
+    "lsmod": "loaded modules",
+    "mkdir": "make directories",
+    "mknod": "make device nodes",
+    "more": "read long output",
+    "mount": "mount file systems",
+    "mv": "rename files",
+    "ps": "list processes",
+    "rm": "remove files",
+    "rmmod": "unload modules",
+    "sleep": "wait",
+    "stty": "settings of the terminal",
+    "sync": "write everything to the disks",
+    "umount": "unmount file systems",
+    "uname": "release of the kernel",
+    "vi": "edit files",
+}
+
+
+def collect_modprobe(plan: Plan) -> None:
+    """Add /sbin/modprobe, which the kernel itself starts: mounting, for example, may ask for a module."""
+    plan.source = "modules"
+    place = plan.sysroot.find("/sbin/modprobe", "/usr/sbin/modprobe", "/usr/bin/modprobe")
+    if place is None:
+        raise BuildError(
+            f"/sbin/modprobe is missing in {printable(str(plan.sysroot.root))}",
+            hint="Install the package kmod in the target system.",
+        )
+    plan.file(place, "the kernel starts it when it wants a module")
+    if plan.canonical("/sbin/modprobe") not in plan.entries:
+        plan.link("/sbin/modprobe", place, "where the kernel looks for it (proc_sys_kernel(5), modprobe)")
+
+
+def collect_rescue(plan: Plan, python: str) -> str:
+    """Add a shell and the tools for it; return the path of the shell, empty when the target has none."""
+    plan.source = "rescue"
+    sysroot = plan.sysroot
+    # A "#!" line takes one argument; PYTHONPATH and PYTHONHOME are in the environment of the rescue shell.
+    script = f"#!{python} -SsPB\nfrom pyinit.rescue.cli import main\n\nraise SystemExit(main())\n"
+    plan.data("/usr/bin/pyinit", script.encode(), "the command of the rescue shell", mode=0o755)
+    busybox = sysroot.find(*(f"{directory}/busybox" for directory in DIRECTORIES))
+    applets: frozenset[str] = frozenset()
+    if busybox is not None:
+        busybox = plan.file(busybox, "small tools for the rescue shell")
+        content, _ = plan.walker.content(busybox)
+        # The names of the applets are one table of zero-terminated strings in the program.
+        applets = frozenset(name for name in (*TOOLS, "sh") if b"\0" + name.encode() + b"\0" in content)
+    shell = sysroot.find(*SHELLS)
+    if shell is not None:
+        plan.file(shell, "the rescue shell")
+    elif busybox is not None and "sh" in applets:
+        shell = "/bin/sh"
+        plan.link(shell, busybox, "the rescue shell", busybox)
+    else:
+        plan.warn(f"no shell in {printable(str(sysroot.root))}: a failed boot can only be explained")
+        return ""
+    for name, reason in TOOLS.items():
+        place = sysroot.find(*(f"{directory}/{name}" for directory in DIRECTORIES))
+        if busybox is not None and name in applets:
+            plan.link(f"/usr/bin/{name}", busybox, f"rescue shell: {reason}", busybox)
+        elif place is not None:
+            plan.file(place, f"rescue shell: {reason}")
+    return shell

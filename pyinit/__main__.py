@@ -1,0 +1,45 @@
+"""The entry of PID 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+from time import sleep
+
+
+def main() -> None:
+    """Run as PID 1: ``sys.argv[1:]`` are the environment words, an empty word, and the original argv."""
+    words = [os.fsencode(word) for word in sys.argv[1:]]
+    if os.getpid() != 1:
+        sys.exit(
+            "pyinit is PID 1 of an initramfs; it does nothing as another process. See pyinit-image --help."
+        )
+    try:
+        from pyinit.boot import Boot
+
+        middle = words.index(b"") if b"" in words else len(words)
+        Boot(words[:middle], words[middle + 1 :]).run()
+    except BaseException as exception:
+        _last_guard(exception)
+
+
+def _last_guard(exception: BaseException) -> None:
+    """PID 1 may not end: the kernel would panic. Say what is known, with what still works, and stay."""
+    try:
+        import traceback
+
+        traceback.print_exception(exception)
+    except BaseException:
+        pass
+    try:
+        os.write(2, b"pyinit: E-INTERNAL pyinit itself failed and cannot go on; restarting in a minute\n")
+    except OSError:
+        pass
+    while True:
+        sleep(60)
+        try:
+            from pyinit.rescue.shell import end_machine
+
+            end_machine("reboot")
+        except BaseException:
+            continue

@@ -1,0 +1,1 @@
+"""What was asked for: pure functions from bytes to values."""

@@ -1,0 +1,697 @@
+"""The kernel command line options of pyinit: one table for the parser, ``--help`` and the documentation.
+
+``python3 -m pyinit.config.options`` prints docs/options.md.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, NamedTuple
+
+from pyinit.config.cmdline import CommandLine, Word, is_on, parse
+from pyinit.config.distance import closest
+from pyinit.text import printable
+
+Kind = Literal["text", "word", "switch", "number", "choice", "list", "device", "break"]
+
+BREAK_POINTS: Final = (
+    "cmdline",
+    "pre-udev",
+    "pre-trigger",
+    "initqueue",
+    "pre-mount",
+    "mount",
+    "pre-pivot",
+    "cleanup",
+    "switch-root",
+)
+"""Where ``rd.break`` can stop, in the order of a boot; ``switch-root`` is what the bare word asks for."""
+
+DEFAULT_TIMEOUT: Final = 180
+_MAX_SECONDS = 2_000_000  # 23 days; poll(2) counts milliseconds in a signed 32-bit integer
+# CONSOLE_LOGLEVEL_QUIET and CONSOLE_LOGLEVEL_DEBUG of the kernel's include/linux/printk.h.
+_QUIET_LEVEL, _DEBUG_LEVEL = 4, 10
+_UDEV_LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug", *"01234567")
+_EMERGENCY = ("reboot", "poweroff", "halt")
+
+
+class Option(NamedTuple):
+    """One option of the kernel command line."""
+
+    name: str
+    kind: Kind
+    group: str
+    value: str
+    """What follows the name when it is typed: ``=SECONDS``; ``[=SECONDS]`` where it may be left out."""
+    default: str
+    """The default, in words."""
+    help: str
+    stage: str
+    """The first stage of the boot at which it matters."""
+    choices: tuple[str, ...] = ()
+    low: int = 0
+    high: int = _MAX_SECONDS
+    other_names: tuple[str, ...] = ()
+    """Spellings of other programs or times. They have no effect but earn a warning with the right name."""
+
+
+_ROOT, _WAIT, _SHOW = "Root file system", "Waiting for devices", "Messages"
+_RESCUE, _DRIVERS = "Rescue and debugging", "Drivers and udev"
+
+OPTIONS: Final[tuple[Option, ...]] = (
+    Option(
+        "root",
+        "text",
+        _ROOT,
+        "=DEVICE",
+        "none, it must be given",
+        "The block device that holds the root file system: a path (`/dev/vda1`, `/dev/disk/by-id/...`, any "
+        "link that udev makes), `UUID=`, `LABEL=`, `PARTUUID=` (also `PARTUUID=.../PARTNROFF=n`, the "
+        "partition n places after that one), `PARTLABEL=`, or a device number (`8:1`, `0801`). "
+        'A label with blanks needs double quotes: `"root=LABEL=my disk"`.',
+        "cmdline",
+    ),
+    Option(
+        "rootfstype",
+        "text",
+        _ROOT,
+        "=TYPE[,TYPE...]",
+        "the type udev found",
+        "File system type of the root; several, separated by commas, are tried in order. The one that "
+        "udev found comes last.",
+        "mount",
+    ),
+    Option(
+        "rootflags",
+        "text",
+        _ROOT,
+        "=OPTIONS",
+        "none",
+        "Mount options of the root file system, separated by commas, as in fstab(5).",
+        "mount",
+    ),
+    Option(
+        "ro",
+        "word",
+        _ROOT,
+        "",
+        "yes",
+        "Mount the root file system read-only. The last of `ro` and `rw` counts.",
+        "mount",
+    ),
+    Option("rw", "word", _ROOT, "", "no", "Mount the root file system writable.", "mount"),
+    Option(
+        "init",
+        "text",
+        _ROOT,
+        "=PATH",
+        "the first of /sbin/init, /etc/init, /bin/init, /bin/sh",
+        "The program that becomes the real init, looked up in the root file system. "
+        "Words after `--` are its arguments.",
+        "pre-pivot",
+    ),
+    Option(
+        "rd.timeout",
+        "number",
+        _WAIT,
+        "=SECONDS",
+        "what rootwait and rd.retry say",
+        "How long to wait for a device before the boot counts as failed; 0 waits for ever. "
+        "Stronger than `rootwait` and `rd.retry`.",
+        "initqueue",
+    ),
+    Option(
+        "rd.retry",
+        "number",
+        _WAIT,
+        "=SECONDS",
+        str(DEFAULT_TIMEOUT),
+        "The same under its older name, for when neither `rd.timeout` nor `rootwait` is given; "
+        "0 waits for ever.",
+        "initqueue",
+        other_names=("rdretry",),
+    ),
+    Option(
+        "rootwait",
+        "number",
+        _WAIT,
+        "[=SECONDS]",
+        "no",
+        "As a bare word: wait for the root device for ever. With a value: for so many seconds.",
+        "initqueue",
+    ),
+    Option(
+        "rootdelay",
+        "number",
+        _WAIT,
+        "=SECONDS",
+        "0",
+        "Added to the time after which a missing root device is a failure. A device that is there is used at "
+        "once: the boot reacts to devices as they appear, so there is nothing to be gained by a pause.",
+        "initqueue",
+    ),
+    Option("quiet", "word", _SHOW, "", "no", "Show warnings and errors only.", "cmdline"),
+    Option(
+        "debug",
+        "word",
+        _SHOW,
+        "",
+        "no",
+        "The kernel shows its debugging messages; pyinit shows its information messages.",
+        "cmdline",
+    ),
+    Option(
+        "loglevel",
+        "number",
+        _SHOW,
+        "=LEVEL",
+        "the kernel's",
+        "Kernel messages below this level are shown. 4 and less count as `quiet`; "
+        "the last of `quiet`, `debug` and `loglevel` counts.",
+        "cmdline",
+        high=15,
+    ),
+    Option(
+        "rd.info",
+        "switch",
+        _SHOW,
+        "[=0|1]",
+        "0",
+        "Show information messages, `quiet` or not.",
+        "cmdline",
+        other_names=("rdinfo",),
+    ),
+    Option(
+        "rd.debug",
+        "switch",
+        _SHOW,
+        "[=0|1]",
+        "0",
+        "Show every step on the console: device events, modules, mounts, what the root switch does.",
+        "cmdline",
+        other_names=("rdinitdebug", "rd.initdebug"),
+    ),
+    Option(
+        "rd.break",
+        "break",
+        _RESCUE,
+        "[=STAGE[,STAGE...]]",
+        "none",
+        "Open a shell before a stage; leaving it continues the boot. Stages: "
+        + ", ".join(f"`{name}`" for name in BREAK_POINTS)
+        + ". The bare word means `switch-root`: everything is mounted, the real init is next. "
+        "May be given several times.",
+        "cmdline",
+        choices=BREAK_POINTS,
+        other_names=("rdbreak", "break"),
+    ),
+    Option(
+        "rd.shell",
+        "switch",
+        _RESCUE,
+        "[=0|1]",
+        "1",
+        "Whether a failure or `rd.break` may open a shell. It can only take away what the image allows.",
+        "cmdline",
+        other_names=("rdshell",),
+    ),
+    Option(
+        "rd.emergency",
+        "choice",
+        _RESCUE,
+        "=" + "|".join(_EMERGENCY),
+        "none",
+        "What to do after a failure when there is no shell. Without it: what `panic=` says, else power off.",
+        "cmdline",
+        choices=_EMERGENCY,
+    ),
+    Option(
+        "rd.ctty",
+        "device",
+        _RESCUE,
+        "=TTY",
+        "/dev/console",
+        "Terminal of the rescue shell, `ttyS0` or `/dev/ttyS0`.",
+        "cmdline",
+    ),
+    Option(
+        "panic",
+        "number",
+        _RESCUE,
+        "=SECONDS",
+        "0",
+        "The kernel's own: restart so many seconds after a panic, at once if negative, never if 0. "
+        "pyinit restarts so too, after a failure for which there is no shell.",
+        "cmdline",
+        low=-(2**31),
+        high=2**31 - 1,
+    ),
+    Option(
+        "rd.pyinit.report",
+        "device",
+        _RESCUE,
+        "=DEVICE",
+        "none",
+        "Serial port to which progress, failures and the boot record are sent as framed JSON, for harnesses.",
+        "cmdline",
+    ),
+    Option(
+        "rd.driver.pre",
+        "list",
+        _DRIVERS,
+        "=MODULE[,MODULE...]",
+        "none",
+        "Kernel modules to load before udev is started. May be given several times.",
+        "pre-udev",
+        other_names=("rdloaddriver", "rdinsmodpre"),
+    ),
+    Option(
+        "rd.driver.post",
+        "list",
+        _DRIVERS,
+        "=MODULE[,MODULE...]",
+        "none",
+        "Kernel modules to load only after the devices have been looked for. May be given several times.",
+        "initqueue",
+        other_names=("rdinsmodpost",),
+    ),
+    Option(
+        "rd.driver.blacklist",
+        "list",
+        _DRIVERS,
+        "=MODULE[,MODULE...]",
+        "none",
+        "Kernel modules that are not loaded for any device. May be given several times.",
+        "pre-udev",
+        other_names=("rdblacklist",),
+    ),
+    Option(
+        "modprobe.blacklist",
+        "list",
+        _DRIVERS,
+        "=MODULE[,MODULE...]",
+        "none",
+        "The same; modprobe(8) in the booted system reads it too.",
+        "pre-udev",
+    ),
+    Option(
+        "rd.udev.log_level",
+        "choice",
+        _DRIVERS,
+        "=LEVEL",
+        "udevd's",
+        "How much udevd says: a name (`err`, `info`, `debug`...) or a number from 0 to 7. It is udevd's own.",
+        "pre-trigger",
+        choices=_UDEV_LEVELS,
+        other_names=("rd.udev.log_priority", "rd.udev.debug", "rd.udev.info", "rdudevdebug", "rdudevinfo"),
+    ),
+)
+
+_BY_NAME = {option.name: option for option in OPTIONS}
+_OTHER_NAMES = {other: option for option in OPTIONS for other in option.other_names}
+
+# Words that mean something to other initramfs programs: (what they are for, names without "rd.").
+_UNHANDLED: Final[tuple[tuple[str, str], ...]] = (
+    (
+        "LUKS",
+        "luks luks.uuid luks.name luks.partuuid luks.serial luks.key luks.key.tout luks.options luks.data "
+        "luks.allow-discards luks.crypttab luks.timeout luks.smartcard",
+    ),
+    ("LVM", "lvm lvm.vg lvm.lv lvm.conf lvm.snapshot lvm.snapsize lvm.mergetags"),
+    ("MD RAID", "md md.uuid md.conf md.imsm md.ddf md.waitclean"),
+    ("BIOS RAID", "dm dm.uuid"),
+    ("multipath", "multipath"),
+    ("automatic assembly of storage", "auto"),
+    (
+        "iSCSI",
+        "iscsi.initiator iscsi.target.name iscsi.target.ip iscsi.target.port iscsi.target.group "
+        "iscsi.username iscsi.password iscsi.in.username iscsi.in.password iscsi.firmware iscsi.ibft "
+        "iscsi.mp iscsi.waitnet iscsi.testroute iscsi.login_retry_max iscsi.param iscsi.transport",
+    ),
+    ("NVMe over fabrics", "nonvmf nvmf.nonbft nvmf.nostatic nvmf.hostnqn nvmf.hostid nvmf.discover"),
+    ("FCoE", "fcoe"),
+    ("s390 devices", "zfcp zfcp.conf dasd znet znet_ifname cio_accept zipl dcssblk lunmask"),
+    (
+        "networking",
+        "neednet peerdns bootif route net.dhcp.retry net.timeout.dhcp net.timeout.iflink net.timeout.ifup "
+        "net.timeout.route net.timeout.ipv6dad net.timeout.ipv6auto net.timeout.carrier nfs.domain "
+        "noverifyssl",
+    ),
+    (
+        "live images and overlays",
+        "live.image live.dir live.squashimg live.ram live.check live.debug live.overlay live.overlay.size "
+        "live.overlay.thin live.overlay.cowfs live.overlay.reset live.overlay.readonly "
+        "live.overlay.overlayfs live.overlay.nouserconfirmprompt minmem writable.fsimg overlay overlay.reset "
+        "overlay.readonly overlay.crypt",
+    ),
+    ("file system checks and fstab", "skipfsck fstab convertfs"),
+    (
+        "console fonts, keymaps and locales",
+        "vconsole.keymap vconsole.keymap.ext vconsole.unicode vconsole.font vconsole.font.map "
+        "vconsole.font.unimap locale.LANG locale.LC_ALL",
+    ),
+    (
+        "some more options of dracut",
+        "hostonly cmdline driver.export memdebug shutdown.timeout.umount fips.skipkernel caps caps.initdrop "
+        "caps.disablemodules caps.disablekexec",
+    ),
+)
+_PURPOSE = {f"rd.{name}": purpose for purpose, names in _UNHANDLED for name in names.split()}
+
+# Read by the programs themselves (kernel-command-line(7), systemd-udevd.service(8)).
+_FOREIGN_PREFIXES = ("rd.systemd.", "rd.plymouth")
+_UDEV = (
+    "children_max",
+    "exec_delay",
+    "event_timeout",
+    "resolve_names",
+    "blockdev_read_only",
+    "timeout_signal",
+)
+_FOREIGN = frozenset(f"rd.udev.{name}" for name in _UDEV)
+
+_MANY = 12
+"""So many warnings are shown; the rest is counted."""
+
+
+class BootConfig(NamedTuple):
+    """What the command lines asked for."""
+
+    root: str
+    """``root=`` as given; empty when it was not. Decode with :func:`pyinit.config.devspec.parse_spec`."""
+    rootfstype: tuple[str, ...]
+    """Types to try in order; empty for the one udev found."""
+    rootflags: str
+    read_only: bool
+    init: str
+    """``init=`` as given; empty when it was not."""
+    init_args: tuple[str, ...]
+    """The words after ``--``."""
+    timeout: int | None
+    """Seconds after which a missing root device is a failure; ``None`` for never."""
+    quiet: bool
+    """Only warnings and errors are wanted on the console."""
+    info: bool
+    """Information messages are wanted whatever ``quiet`` says."""
+    debug: bool
+    """Every step is to be shown and recorded (``rd.debug``)."""
+    loglevel: int | None
+    """The kernel's console level as ``quiet``, ``debug`` or ``loglevel=`` set it, whichever came last."""
+    breaks: frozenset[str]
+    """Members of :data:`BREAK_POINTS`."""
+    shell: bool
+    """A rescue shell is not refused by the command line; the sealed policy has the last word."""
+    emergency: str
+    """``reboot``, ``poweroff``, ``halt`` or empty."""
+    ctty: str
+    """Device node, or empty for the console."""
+    panic: int | None
+    report: str
+    """Device node of the result channel, or empty."""
+    drivers_first: tuple[str, ...]
+    """Modules (names with underscores) to load before udev starts."""
+    drivers_late: tuple[str, ...]
+    """Modules to load after the devices were looked for."""
+    drivers_never: frozenset[str]
+    """Modules not to be loaded for a device."""
+    warnings: tuple[str, ...]
+    """One line each, printable."""
+
+
+def boot_config(*sources: bytes) -> BootConfig:
+    """Read command lines, later ones overriding earlier ones; never raises.
+
+    A value that cannot be understood counts as not given and earns a warning.
+    """
+    lines = [parse(source) for source in sources]
+    warnings: list[str] = []
+    for line in lines:
+        _warn_repeated(line, warnings)
+    merged = CommandLine(
+        tuple(word for line in lines for word in line.words),
+        next((line.init_args for line in reversed(lines) if line.init_args), ()),
+    )
+    get = _Reader(merged, warnings)
+    breaks = get.breaks("rd.break")
+    level = _console_level(get)
+    config = BootConfig(
+        root=get.text("root"),
+        rootfstype=tuple(part for part in get.text("rootfstype").split(",") if part not in ("", "auto")),
+        rootflags=get.text("rootflags"),
+        read_only=next(
+            (word.key == "ro" for word in reversed(merged.words) if word.key in ("ro", "rw")), True
+        ),
+        init=get.text("init"),
+        init_args=merged.init_args,
+        timeout=_timeout(get),
+        quiet=level is not None and level <= _QUIET_LEVEL,
+        info=merged.flag("rd.info", False) or get.present("debug"),
+        debug=merged.flag("rd.debug", False),
+        loglevel=level,
+        breaks=breaks,
+        shell=all(map(is_on, merged.all("rd.shell"))),
+        emergency=get.choice("rd.emergency"),
+        ctty=get.device("rd.ctty"),
+        panic=get.number("panic"),
+        report=get.device("rd.pyinit.report"),
+        drivers_first=get.modules("rd.driver.pre"),
+        drivers_late=get.modules("rd.driver.post"),
+        drivers_never=frozenset(get.modules("rd.driver.blacklist") + get.modules("modprobe.blacklist")),
+        warnings=(),
+    )
+    get.choice("rd.udev.log_level")
+    _warn_unknown(merged, warnings)
+    if len(warnings) > _MANY:
+        warnings[_MANY:] = [
+            f"{len(warnings) - _MANY} more words of the kernel command line are not understood"
+        ]
+    return config._replace(warnings=tuple(warnings))
+
+
+def _console_level(get: _Reader) -> int | None:
+    explicit = get.number("loglevel")
+    for word in reversed(get.line.words):
+        if word.key == "loglevel" and explicit is not None:
+            return explicit
+        if word.key in ("quiet", "debug"):
+            return _QUIET_LEVEL if word.key == "quiet" else _DEBUG_LEVEL
+    return None
+
+
+def _timeout(get: _Reader) -> int | None:
+    seconds = get.number("rd.timeout")
+    retry, wait, delay = get.number("rd.retry"), get.number("rootwait"), get.number("rootdelay") or 0
+    if seconds is None:
+        if wait is None and get.bare("rootwait"):
+            seconds = 0
+        else:
+            seconds = next((value for value in (wait, retry) if value is not None), DEFAULT_TIMEOUT)
+    return seconds + delay if seconds else None
+
+
+class _Reader:
+    """Typed look-ups in a command line, by the rules of the table."""
+
+    __slots__ = ("line", "warnings")
+
+    def __init__(self, line: CommandLine, warnings: list[str]) -> None:
+        self.line = line
+        self.warnings = warnings
+
+    def text(self, name: str) -> str:
+        word = self.line.last(name)
+        return word.value or "" if word else ""
+
+    def present(self, name: str) -> bool:
+        return self.line.last(name) is not None
+
+    def bare(self, name: str) -> bool:
+        word = self.line.last(name)
+        return word is not None and word.value is None
+
+    def number(self, name: str) -> int | None:
+        word, option = self.line.last(name), _BY_NAME[name]
+        if word is None or (word.value is None and name == "rootwait"):
+            return None
+        if re.fullmatch("-?[0-9]{1,10}", word.value or "", re.ASCII):
+            number = int(word.value or "")
+            if option.low <= number <= option.high:
+                return number
+        self._refuse(word, option, f"a whole number from {option.low} to {option.high} is expected")
+        return None
+
+    def choice(self, name: str) -> str:
+        word, option = self.line.last(name), _BY_NAME[name]
+        if word is None or word.value in option.choices:
+            return (word and word.value) or ""
+        self._refuse(word, option, "expected is one of " + ", ".join(option.choices))
+        return ""
+
+    def device(self, name: str) -> str:
+        word = self.line.last(name)
+        if word is None or not word.value:
+            return ""
+        path = word.value.removeprefix("/dev/")
+        if re.fullmatch("[A-Za-z0-9_:-]+(/[A-Za-z0-9_:-]+)*", path):
+            return f"/dev/{path}"
+        self._refuse(word, _BY_NAME[name], "the name of a device below /dev is expected")
+        return ""
+
+    def modules(self, name: str) -> tuple[str, ...]:
+        found: dict[str, None] = {}
+        for word in self.line.all(name):
+            for part in (word.value or "").split(","):
+                if re.fullmatch("[A-Za-z0-9_-]+", part):
+                    found[part.replace("-", "_")] = None
+                elif part:
+                    self.warnings.append(
+                        f"{_show(name)}: {_show(part)} cannot be the name of a kernel module"
+                    )
+        return tuple(found)
+
+    def breaks(self, name: str) -> frozenset[str]:
+        found: set[str] = set()
+        for word in self.line.all(name):
+            for part in (word.value or BREAK_POINTS[-1]).split(","):
+                if part in BREAK_POINTS:
+                    found.add(part)
+                elif part:
+                    meant = closest(part, BREAK_POINTS, 3)
+                    hint = f" (did you mean {meant}?)" if meant else ""
+                    stages = ", ".join(BREAK_POINTS)
+                    self.warnings.append(
+                        f"{name}={_show(part)} is no stage of the boot{hint}; stages: {stages}"
+                    )
+        return frozenset(found)
+
+    def _refuse(self, word: Word, option: Option, expected: str) -> None:
+        self.warnings.append(
+            f"{_show(word.raw)} is not understood: {expected}. The default is used: {option.default}"
+        )
+
+
+def _warn_repeated(line: CommandLine, warnings: list[str]) -> None:
+    for option in OPTIONS:
+        if option.kind in ("text", "number", "choice", "device"):
+            given = line.all(option.name)
+            if len({word.value for word in given}) > 1:
+                warnings.append(
+                    f"{option.name} is given {len(given)} times; the last one counts: {_show(given[-1].raw)}"
+                )
+
+
+def _warn_unknown(line: CommandLine, warnings: list[str]) -> None:
+    unknown: dict[str, None] = {}
+    unhandled: dict[str, dict[str, None]] = {}
+    for word in line.words:
+        key = word.key
+        if key in _BY_NAME:
+            continue
+        if key in _OTHER_NAMES:
+            option = _OTHER_NAMES[key]
+            text = f"{key} has no effect here; the word is {option.name}{option.value}"
+            if text not in warnings:
+                warnings.append(text)
+        elif key in _PURPOSE:
+            # Switching off what is not there is no news.
+            if is_on(word):
+                unhandled.setdefault(_PURPOSE[key], {})[key] = None
+        elif key.startswith("rd.") and key not in _FOREIGN and not key.startswith(_FOREIGN_PREFIXES):
+            unknown[key] = None
+    for purpose, keys in unhandled.items():
+        warnings.append(f"{', '.join(keys)}: no effect, this initramfs does not handle {purpose}")
+    for number, key in enumerate(unknown):
+        # Looking for a near word is work; a line full of nonsense gets it for its first ones.
+        near = closest(key, (*_BY_NAME, *_PURPOSE), min(6, max(3, len(key) // 3))) if number < _MANY else None
+        text = f"{_show(key)} is not known and has no effect"
+        if near in _PURPOSE:
+            text += f"; the nearest known word is {near}, but this initramfs does not handle {_PURPOSE[near]}"
+        elif near:
+            text += f"; the nearest known word is {near}"
+        warnings.append(text)
+
+
+def _show(text: str) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def groups() -> dict[str, list[Option]]:
+    """Return the table by group, in order."""
+    found: dict[str, list[Option]] = {}
+    for option in OPTIONS:
+        found.setdefault(option.group, []).append(option)
+    return found
+
+
+def help_text(width: int = 79) -> str:
+    """Return the table as text for a terminal."""
+    lines: list[str] = []
+    for group, options in groups().items():
+        lines += [f"{group}:", ""]
+        for option in options:
+            lines.append(f"  {option.name}{option.value}")
+            lines += _wrap(f"{option.help} Default: {option.default}.".replace("`", ""), width, " " * 6)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    lines = [indent]
+    for word in text.split():
+        if len(lines[-1]) + 1 + len(word) > width and lines[-1] != indent:
+            lines.append(indent)
+        lines[-1] += word if lines[-1] == indent else f" {word}"
+    return lines
+
+
+_DOCUMENT_HEAD = """\
+# Kernel command line options
+
+<!-- Printed by `python3 -m pyinit.config.options`; change the table there. -->
+
+Words are spelt as in dracut; pyinit's own begin with `rd.pyinit.`. A line is split by the kernel's rules:
+
+- Blanks separate words; double quotes protect blanks, anywhere in a word; nothing escapes a quote.
+- The quotes around a value, or around a whole word, are taken off.
+- When a word is given several times the last one counts, unless it says otherwise below.
+- `--` ends the options. What follows are the arguments of the real init.
+- `-` and `_` are different characters.
+- Switches are off with `0`, `no` or `off`, and on with any other value and as a bare word.
+- Words of the image itself stand in front of those of the boot loader, those of the rescue shell behind them.
+
+A value that cannot be understood counts as not given; the boot says so and goes on.
+"""
+
+_DOCUMENT_TAIL = """\
+## Words that have no effect
+
+An unknown word that begins with `rd.` gets a warning that names the nearest known one. Words of dracut
+that ask for something this initramfs does not handle get a warning too, unless they switch it off:
+
+"""
+
+
+def document() -> str:
+    """Return the table as docs/options.md."""
+    lines = [_DOCUMENT_HEAD]
+    for group, options in groups().items():
+        lines += [f"## {group}", "", "| word | default | from stage | meaning |", "|---|---|---|---|"]
+        for option in options:
+            cells = (f"`{option.name}{option.value}`", option.default, option.stage, option.help)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    lines.append(_DOCUMENT_TAIL.rstrip("\n"))
+    lines.append("")
+    for purpose, names in _UNHANDLED:
+        lines.append(f"- {purpose}: " + ", ".join(f"`rd.{name}`" for name in names.split()))
+    lines += [
+        "",
+        "`rd.systemd.*`, `rd.plymouth*` and the other words of udevd are left to those programs.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,1 @@
+"""Devices as udev sees them, and waiting for them."""

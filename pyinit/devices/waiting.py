@@ -1,0 +1,186 @@
+"""Waiting for devices: a want says what is needed, one loop wakes when something happened.
+
+Nothing ticks: the loop sleeps in poll(2) on the udev monitor, on signals (a child ended) and until the next
+moment at which there is something to say or to do.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Collection
+from math import inf
+from time import monotonic
+from typing import NamedTuple
+
+from pyinit.devices.udev import Devices, UdevDaemon, trigger_devices
+from pyinit.devices.view import DeviceView
+from pyinit.errors import BootError
+from pyinit.kernel.console import Console
+from pyinit.kernel.process import Children
+from pyinit.record import now
+from pyinit.text import printable
+
+FIRST_NOTICE = 5.0
+NEXT_NOTICE = 10.0
+FULL_COLDPLUG = 1.0
+# A device that matches is used at once, unless the kernel has announced other block devices that udevd has
+# not looked at yet: a copy of the root could be among them, and which of the two is first must not decide.
+OTHERS_GRACE = 0.3
+
+
+class Want(NamedTuple):
+    """Something that the boot cannot go on without."""
+
+    name: str
+    """Who needs it: ``root``."""
+    spec: str
+    """What is asked for, printable."""
+    resolve: Callable[[Collection[DeviceView]], list[DeviceView]]
+    """The devices that satisfy it among those known; more than one means that it is ambiguous."""
+    timeout: float | None
+    """Seconds until it expires; None: never."""
+
+
+class Waiter:
+    """Keeps what is known of the devices and waits for wants."""
+
+    def __init__(self, devices: Devices, daemon: UdevDaemon, children: Children, console: Console) -> None:
+        self._devices = devices
+        self._daemon = daemon
+        self._children = children
+        self._console = console
+        self.known: dict[str, DeviceView] = {}
+        self._coldplugged = False
+
+    def wait(self, want: Want) -> DeviceView:
+        """Return the device that satisfies ``want``, the moment udevd has processed it.
+
+        While other block devices are known to be on their way through udevd it is held back for at most
+        ``OTHERS_GRACE`` seconds, so that a second device that matches is seen.
+
+        Raises :class:`BootError`: ``E-DEV`` when the want expires, ``E-AMBIG`` when several devices satisfy
+        it, ``E-UDEV`` when udevd cannot be kept running.
+        """
+        asked = monotonic()
+        entry = self._console.record.add(
+            "wants", name=want.name, spec=want.spec, asked=now(), ended=0, outcome="", by="", event=""
+        )
+        poll = select.poll()
+        poll.register(self._devices.fileno(), select.POLLIN)
+        poll.register(self._children.watch(), select.POLLIN)
+        deadline = None if want.timeout is None else asked + want.timeout
+        notice = asked + FIRST_NOTICE
+        coldplug = asked + FULL_COLDPLUG
+        grace = inf
+        if self._daemon.restart_if_dead():
+            self._reopen(poll)
+            trigger_devices(everything=self._coldplugged)
+        self._enumerate()
+        event = "enumerated"
+        while True:
+            moment = monotonic()
+            found = want.resolve(self._initialized())
+            grace = min(grace, moment + OTHERS_GRACE) if found else inf
+            if len(found) > 1 or (found and (moment >= grace or not self._others_pending())):
+                outcome = "satisfied" if len(found) == 1 else "ambiguous"
+                by = ", ".join(printable(view.node) for view in found)
+                entry.update(ended=now(), outcome=outcome, by=by, event=event)
+                if len(found) > 1:
+                    raise _ambiguous(want, found)
+                return found[0]
+            if deadline is not None and moment >= deadline and not found:
+                entry.update(ended=now(), outcome="expired")
+                raise BootError("E-DEV", f"{want.name}: {want.spec} did not appear within {want.timeout:g} s")
+            if not self._coldplugged and moment >= coldplug:
+                self._coldplugged = True
+                trigger_devices(everything=True)
+            if moment >= notice:
+                self._tell(want, moment - asked, deadline and deadline - moment)
+                notice = moment + NEXT_NOTICE
+            times = [notice, grace]
+            if deadline is not None and not found:
+                times.append(deadline)
+            if not self._coldplugged:
+                times.append(coldplug)
+            ready = poll.poll(max(0.0, min(times) - moment) * 1000)
+            event = self._collect({fd for fd, _ in ready}, poll) or event
+
+    def _collect(self, ready: set[int], poll: select.poll) -> str:
+        """Take in what happened; returns the action of the last event."""
+        action = ""
+        if self._children.watch() in ready:
+            self._children.woken()
+            if self._daemon.restart_if_dead():
+                action = self._reopen(poll)
+                trigger_devices(everything=self._coldplugged)
+        if self._devices.fileno() in ready:
+            counters = self._console.record.data["events"]
+            try:
+                for action, view in self._devices.events():
+                    counters["read"] += 1
+                    if self._console.verbose:
+                        self._console.debug(f"udev: {printable(action)} {printable(view.name)}")
+                    if action == "remove":
+                        self.known.pop(view.sys_path, None)
+                    else:
+                        self.known[view.sys_path] = view
+            except OSError as error:
+                self._console.warning(f"udev events were lost ({error}); looking at all devices again")
+                action = self._reopen(poll)
+        return action
+
+    def _reopen(self, poll: select.poll) -> str:
+        poll.unregister(self._devices.fileno())
+        self._devices.reopen()
+        poll.register(self._devices.fileno(), select.POLLIN)
+        self._console.record.data["events"]["reopened"] += 1
+        self._enumerate()
+        return "enumerated"
+
+    def _enumerate(self) -> None:
+        self.known = {view.sys_path: view for view in self._devices.enumerate()}
+
+    def _initialized(self) -> list[DeviceView]:
+        return [view for view in self.known.values() if view.initialized]
+
+    def _others_pending(self) -> bool:
+        """Whether the kernel knows block devices with something on them that udevd has not processed."""
+        processed = {view.name for view in self.known.values() if view.initialized}
+        return any(name not in processed and self._devices.size(name) for name in self._devices.names())
+
+    def _tell(self, want: Want, waited: float, left: float | None) -> None:
+        present = [view.node for view in self.known.values() if view.node]
+        names = ", ".join(sorted(printable(node) for node in present)) or "none"
+        limit = "for ever (rootwait)" if left is None else f"{left:.0f} s more"
+        self._console.notice(
+            f"waiting for {want.name}: {want.spec} since {int(waited)} s, {limit}; block devices: {names}"
+        )
+
+
+def _ambiguous(want: Want, found: list[DeviceView]) -> BootError:
+    return BootError(
+        "E-AMBIG",
+        f"{len(found)} devices match {want.name}: {want.spec}",
+        found=tuple(describe(view) for view in sorted(found, key=lambda view: view.number)),
+        advice=(
+            "Remove the copy, or give one of them another UUID or label.",
+            "root=PARTUUID=... or a path below /dev/disk/by-path/ names one device exactly.",
+        ),
+    )
+
+
+def describe(view: DeviceView) -> str:
+    """One line about a block device: what a person compares with what was asked for."""
+    words = [printable(view.node)]
+    for label, name in (
+        ("", "ID_FS_TYPE"),
+        ("UUID=", "ID_FS_UUID"),
+        ("LABEL=", "ID_FS_LABEL"),
+        ("PARTUUID=", "ID_PART_ENTRY_UUID"),
+        ("PARTLABEL=", "ID_PART_ENTRY_NAME"),
+        ("", "ID_MODEL"),
+        ("serial ", "ID_SERIAL_SHORT"),
+    ):
+        if value := view.properties.get(name):
+            words.append(f"{label}{printable(value)}")
+    return "  ".join(words)

@@ -1,0 +1,43 @@
+"""The one error type that people see, and its stable codes."""
+
+from __future__ import annotations
+
+CODES: dict[str, str] = {
+    "E-IMAGE": "the initramfs itself is incomplete or its configuration cannot be read",
+    "E-NOROOT": "no root= was given",
+    "E-CMDLINE": "a kernel command line word that the boot depends on cannot be understood",
+    "E-UDEV": "udevd cannot be started or does not stay alive",
+    "E-DEV": "a device that the boot needs did not appear",
+    "E-AMBIG": "several devices match one specification",
+    "E-MOUNT": "a file system cannot be mounted",
+    "E-ROOTFS": "what was mounted does not look like a root file system",
+    "E-INIT": "the new root has no init that can be executed",
+    "E-SWITCH": "the switch to the new root failed",
+    "E-INTERNAL": "a defect of pyinit itself",
+}
+
+
+class BootError(Exception):
+    """A failure explained: what failed, what was tried, what is there instead, what to do.
+
+    ``code`` is a key of :data:`CODES`; ``cause`` one sentence; the other three are lines of text, each
+    already free of control characters (:func:`pyinit.text.printable`).
+    """
+
+    def __init__(
+        self,
+        code: str,
+        cause: str,
+        *,
+        tried: tuple[str, ...] = (),
+        found: tuple[str, ...] = (),
+        advice: tuple[str, ...] = (),
+    ) -> None:
+        if code not in CODES:
+            raise ValueError(f"unknown error code {code}")
+        super().__init__(f"{code} {cause}")
+        self.code = code
+        self.cause = cause
+        self.tried = tried
+        self.found = found
+        self.advice = advice

@@ -1,0 +1,1 @@
+"""What the kernel offers, and the only place where system calls are made."""

@@ -1,0 +1,207 @@
+"""Loading kernel modules by system call, in the order that was worked out when the image was built.
+
+No modprobe runs: the builder resolved dependencies, soft dependencies and modprobe.d options; what is left is
+finit_module(2) for each file. The kernel's own requests still go through /sbin/modprobe.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from errno import EEXIST
+from fnmatch import fnmatchcase
+from stat import S_IFCHR
+
+from pyinit.config.cmdline import Word
+from pyinit.config.sealed import ModuleIndex
+from pyinit.kernel.console import Console
+from pyinit.kernel.syscalls import MODULE_INIT_COMPRESSED_FILE, finit_module
+from pyinit.record import now
+from pyinit.text import printable
+
+# Nodes that make the kernel ask for their module when they are opened: (module, node, minor number of major
+# 10). Numbers: Documentation/admin-guide/devices.txt. Without this node udev's builtin `btrfs ready` says of
+# every btrfs that it is incomplete, and nothing else would have btrfs loaded before the mount.
+_STATIC_NODES = (("btrfs", "/dev/btrfs-control", 234),)
+_MISC_MAJOR = 10
+
+_COMPRESSED = (".xz", ".zst", ".gz")
+_WILDCARDS = "*?["
+
+
+class Modules:
+    """The modules of the image and which of them are loaded."""
+
+    def __init__(
+        self,
+        index: ModuleIndex,
+        console: Console,
+        words: Iterable[Word] = (),
+        blacklist: Collection[str] = (),
+        load: Callable[[int, str, int], None] = finit_module,
+        is_live: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.index = index
+        self._console = console
+        self._load = load
+        self._is_live = is_live or _is_live
+        self._options = _command_line_options(words)
+        self._blacklist = {name.replace("-", "_") for name in blacklist}
+        self._done: dict[str, bool] = {}
+        self._buckets: dict[str, list[tuple[str, str]]] | None = None
+        # Nearly every bus is what its aliases start with (Documentation/driver-api/driver-model/bus.rst).
+        self._buses = sorted({pattern.partition(":")[0].rstrip("*") for pattern, _ in index.aliases})
+
+    def load(self, name: str) -> bool:
+        """Load a module and what it needs; False when it is not in the image or the kernel refused it.
+
+        A module that was refused is not tried again until :meth:`forget_failures`.
+        """
+        name = name.replace("-", "_")
+        if name in self._done:
+            return self._done[name]
+        if name in self.index.builtin:
+            return True
+        entry = self.index.modules.get(name)
+        if entry is None or name in self._blacklist:
+            return False
+        # A need that fails is no reason to give up: a soft one may fail, and for a hard one the kernel
+        # itself refuses the module with "Unknown symbol".
+        for need in entry.needs:
+            if need not in self._done and need in self.index.modules and need not in self._blacklist:
+                self._insert(need, self._console.debug)
+        return self._insert(name, self._console.warning)
+
+    def load_all(self, names: Iterable[str]) -> None:
+        """Load several modules."""
+        for name in names:
+            self.load(name)
+
+    def load_for_filesystem(self, fstype: str) -> None:
+        """Load what the kernel would ask modprobe for (``fs-<type>``) before it has to."""
+        for name in self.matching(f"fs-{fstype}"):
+            self.load(name)
+
+    def forget_failures(self) -> None:
+        """Let modules that were refused be tried again."""
+        self._done = {name: True for name, loaded in self._done.items() if loaded}
+
+    def matching(self, alias: str) -> list[str]:
+        """The modules of the image that claim a device (its ``modalias``) or another alias."""
+        if self._buckets is None:
+            self._buckets = {}
+            for pattern, name in self.index.aliases:
+                self._buckets.setdefault(_literal_prefix(pattern), []).append((pattern, name))
+        return [
+            name
+            for length in range(len(alias) + 1)
+            for pattern, name in self._buckets.get(alias[:length], ())
+            if fnmatchcase(alias, pattern)
+        ]
+
+    def create_static_nodes(self) -> None:
+        """Make the nodes by which modules of this image are loaded on demand, as kmod-static-nodes does."""
+        for name, node, minor in _STATIC_NODES:
+            if name in self.index.modules:
+                try:
+                    os.mknod(node, S_IFCHR | 0o600, os.makedev(_MISC_MAJOR, minor))
+                except FileExistsError:
+                    pass
+
+    def load_for_devices(self) -> None:
+        """Load the drivers of all devices present that have none, until no new device comes of it."""
+        tried: set[str] = set()
+        while True:
+            found = [
+                name
+                for alias in driverless_modaliases(self._buses)
+                if alias not in tried
+                for name in self.matching(alias)
+                if name not in self._done
+            ]
+            if not found:
+                return
+            tried.update(driverless_modaliases(self._buses))
+            self.load_all(found)
+
+    def _insert(self, name: str, say: Callable[[str], None]) -> bool:
+        entry = self.index.modules[name]
+        begin = now()
+        if self._is_live(name):
+            # udevd was first. The kernel would say so, too, but only after it had read the whole file.
+            self._console.record.add("modules", name=name, start=begin, end=now(), result="present")
+            self._done[name] = True
+            return True
+        try:
+            fd = os.open(f"{self.index.directory}/{entry.path}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                options = " ".join(filter(None, (entry.options, self._options.get(name, ""))))
+                flags = MODULE_INIT_COMPRESSED_FILE if entry.path.endswith(_COMPRESSED) else 0
+                self._load(fd, options, flags)
+            finally:
+                os.close(fd)
+            result = "loaded"
+        except OSError as error:
+            result = "present" if error.errno == EEXIST else str(error.strerror)
+            if error.errno != EEXIST:
+                say(f"module {printable(name)} cannot be loaded: {error.strerror}")
+        self._console.record.add("modules", name=name, start=begin, end=now(), result=result)
+        self._done[name] = result in ("loaded", "present")
+        if self._done[name] and self._console.verbose:
+            self._console.debug(f"module {printable(name)}: {result}")
+        return self._done[name]
+
+
+def _is_live(name: str) -> bool:
+    """Whether a module is loaded and initialised (show_initstate in kernel/module/main.c)."""
+    try:
+        with open(f"/sys/module/{name}/initstate", "rb") as file:
+            return file.read() == b"live\n"
+    except OSError:
+        return False
+
+
+def driverless_modaliases(buses: Collection[str]) -> Iterator[str]:
+    """The ``modalias`` of every device on these buses that no driver has claimed."""
+    for bus in buses:
+        devices = f"/sys/bus/{bus}/devices"
+        for device in _list(devices):
+            path = f"{devices}/{device}"
+            if os.path.lexists(f"{path}/driver"):
+                continue
+            try:
+                with open(f"{path}/modalias", "rb") as file:
+                    alias = file.read().strip()
+            except OSError:
+                continue
+            if alias:
+                yield alias.decode("ascii", "backslashreplace")
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def _literal_prefix(pattern: str) -> str:
+    for position, character in enumerate(pattern):
+        if character in _WILDCARDS:
+            return pattern[:position]
+    return pattern
+
+
+def _command_line_options(words: Iterable[Word]) -> dict[str, str]:
+    """``module.parameter=value`` words: for loadable modules it is modprobe's duty to pass them on."""
+    options: dict[str, list[str]] = {}
+    for word in words:
+        module, dot, parameter = word.key.partition(".")
+        if dot and module and parameter and module != "rd":
+            value = parameter if word.value is None else f"{parameter}={_quoted(word.value)}"
+            options.setdefault(module.replace("-", "_"), []).append(value)
+    return {module: " ".join(values) for module, values in options.items()}
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if any(character.isspace() for character in value) else value

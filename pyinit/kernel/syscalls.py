@@ -1,0 +1,158 @@
+"""System calls that the standard library does not offer; with udev's shim the only user of ctypes.
+
+Every function raises ``OSError(errno, text, path)`` on failure. Constants carry the names of the kernel's
+headers (include/uapi/linux/mount.h, openat2.h, reboot.h, magic.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from enum import IntFlag
+from errno import ENOSYS
+from typing import NoReturn
+
+
+class MS(IntFlag):
+    """Flags of mount(2)."""
+
+    RDONLY = 1
+    NOSUID = 2
+    NODEV = 4
+    NOEXEC = 8
+    SYNCHRONOUS = 16
+    REMOUNT = 32
+    MANDLOCK = 64
+    DIRSYNC = 128
+    NOSYMFOLLOW = 256
+    NOATIME = 1024
+    NODIRATIME = 2048
+    BIND = 4096
+    MOVE = 8192
+    REC = 16384
+    SILENT = 32768
+    UNBINDABLE = 1 << 17
+    PRIVATE = 1 << 18
+    SLAVE = 1 << 19
+    SHARED = 1 << 20
+    RELATIME = 1 << 21
+    STRICTATIME = 1 << 24
+    LAZYTIME = 1 << 25
+
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_IN_ROOT = 0x10
+
+TMPFS_MAGIC = 0x01021994
+RAMFS_MAGIC = 0x858458F6
+
+MODULE_INIT_COMPRESSED_FILE = 4
+
+REBOOT_AUTOBOOT = 0x01234567
+REBOOT_HALT = 0xCDEF0123
+REBOOT_POWER_OFF = 0x4321FEDC
+REBOOT_CAD_ON = 0x89ABCDEF
+REBOOT_CAD_OFF = 0
+
+# The numbers of the calls that glibc 2.36 has no wrapper for. The two entered the kernel after numbers were
+# unified, so they are the same on every architecture; finit_module is not, but glibc exports it nowhere.
+_NR_OPENAT2 = 437
+_NR_FINIT_MODULE = {
+    "x86_64": 313,
+    "aarch64": 273,
+    "riscv64": 273,
+    "ppc64le": 353,
+    "s390x": 344,
+    "armv7l": 379,
+}
+_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217, "armv7l": 218}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.reboot.argtypes = (ctypes.c_int,)
+_libc.syscall.restype = ctypes.c_long
+
+
+def mount(
+    source: str | None, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None
+) -> None:
+    """mount(2). ``data`` is the file system's own option string."""
+    if _libc.mount(_bytes(source), os.fsencode(target), _bytes(fstype), int(flags), _bytes(data)):
+        _fail(target)
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    if _libc.umount2(os.fsencode(target), flags):
+        _fail(target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    _syscall(new_root, _number(_NR_PIVOT_ROOT), os.fsencode(new_root), os.fsencode(put_old))
+
+
+def openat2(dirfd: int, path: str, flags: int, resolve: int = 0) -> int:
+    """openat2(2) without a mode; returns a descriptor that exec closes. ENOSYS before Linux 5.6."""
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)
+    return _syscall(path, _NR_OPENAT2, dirfd, os.fsencode(path), how, ctypes.sizeof(how))
+
+
+def finit_module(fd: int, options: str = "", flags: int = 0) -> None:
+    """finit_module(2): load the module that ``fd`` is open on, with modprobe.d's ``options``."""
+    _syscall(None, _number(_NR_FINIT_MODULE), fd, os.fsencode(options), flags)
+
+
+def reboot(command: int) -> None:
+    """reboot(2); the caller has synced. Returns only from the two commands for Ctrl-Alt-Del."""
+    if _libc.reboot(command if command < 1 << 31 else command - (1 << 32)):
+        _fail(None)
+
+
+def statfs_type(path: str | int) -> int:
+    """The magic number of the file system that ``path`` (or an open descriptor) is on (statfs(2) f_type)."""
+    buffer = (ctypes.c_long * 32)()
+    if isinstance(path, int):
+        failed = _libc.fstatfs(path, buffer)
+    else:
+        failed = _libc.statfs(os.fsencode(path), buffer)
+    if failed:
+        _fail(None if isinstance(path, int) else path)
+    return int(buffer[0]) & 0xFFFFFFFF
+
+
+def _syscall(path: str | None, number: int, *arguments: object) -> int:
+    # Variadic: integers must be widened by hand, or the upper half of the register is undefined.
+    widened = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
+    result = int(_libc.syscall(ctypes.c_long(number), *widened))
+    if result < 0:
+        _fail(path)
+    return result
+
+
+def _number(table: dict[str, int]) -> int:
+    machine = os.uname().machine
+    if machine not in table:
+        raise OSError(ENOSYS, f"system call number not known on {machine}")
+    return table[machine]
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else os.fsencode(text)
+
+
+def _fail(path: str | None) -> NoReturn:
+    code = ctypes.get_errno()
+    raise OSError(code, os.strerror(code), path)

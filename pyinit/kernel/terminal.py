@@ -1,0 +1,42 @@
+"""Writing to terminals that may be slow, stopped, or not there."""
+
+from __future__ import annotations
+
+import os
+import select
+
+PATIENCE = 1.0
+
+
+def write_patiently(fd: int, data: bytes, patience: float = PATIENCE) -> bool:
+    """Write to a nonblocking descriptor; False when it took nothing for ``patience`` seconds, or failed.
+
+    A terminal that is stopped (Ctrl-S, no carrier, a line that does not drain) would block a writer for ever,
+    and PID 1 with it.
+    """
+    try:
+        while data:
+            try:
+                data = data[os.write(fd, data) :]
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(fd, select.POLLOUT)
+                if not poll.poll(patience * 1000):
+                    return False
+    except OSError:
+        return False
+    return True
+
+
+def active_consoles() -> list[str]:
+    """The devices of all consoles, the one that is /dev/console last.
+
+    /sys/class/tty/console/active (Documentation/ABI/testing/sysfs-tty); ``tty0`` is the virtual terminal in
+    front.
+    """
+    try:
+        with open("/sys/class/tty/console/active", "rb") as file:
+            names = file.read().split()
+    except OSError:
+        return []
+    return [f"/dev/{os.fsdecode(name)}" for name in names]

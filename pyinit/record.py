@@ -1,0 +1,141 @@
+"""The boot record: what every step of a boot did and how long it took.
+
+It is written to ``/run/pyinit/boot.json``, survives into the real system, and is printed there with
+``python3 /run/pyinit/timeline.py`` (a copy of this file, which therefore imports nothing of pyinit) or, where
+pyinit is installed, ``python3 -m pyinit.record [FILE]``.
+
+Schema 1; every time is in microseconds of CLOCK_MONOTONIC, which starts with the kernel:
+
+``schema``, ``version``, ``kernel``, ``cmdline``
+    the number 1; pyinit's version; ``uname -r``; the effective command line, escaped.
+``started``
+    when the first line of pyinit ran.
+``stages``
+    ``name``, ``start``, ``end``, ``outcome`` (``done``, or the code of the failure), one for each attempt.
+``wants``
+    ``name``, ``spec``, ``asked``, ``ended``, ``outcome`` (``satisfied``, ``expired``, ``ambiguous``),
+    ``by`` (the device) and ``event`` (the udev action that brought it, or ``enumerated``).
+``modules``
+    ``name``, ``start``, ``end``, ``result`` (``loaded``, ``present``, or the error).
+``children``
+    ``argv``, ``pid``, ``start``, ``end``, ``status`` (exit status, or the signal's negative number).
+``mounts``
+    ``source``, ``target``, ``type``, ``options``, ``start``, ``end``.
+``events``
+    how many udev events were read, and how often the monitor had to be opened again.
+``messages``
+    ``at``, ``level``, ``text``: what was logged.
+``handover``
+    ``at``, ``init``, ``method`` (``pivot_root`` or ``move``), ``killed`` (leftover processes).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from time import monotonic_ns
+from typing import Any
+
+PATH = "/run/pyinit/boot.json"
+MAX_MESSAGES = 500
+
+
+def now() -> int:
+    """Microseconds of CLOCK_MONOTONIC."""
+    return monotonic_ns() // 1000
+
+
+class Record:
+    """Collects the facts of one boot; :meth:`encode` gives the document."""
+
+    def __init__(self, version: str, kernel: str) -> None:
+        self.data: dict[str, Any] = {
+            "schema": 1,
+            "version": version,
+            "kernel": kernel,
+            "cmdline": "",
+            "started": now(),
+            "stages": [],
+            "wants": [],
+            "modules": [],
+            "children": [],
+            "mounts": [],
+            "events": {"read": 0, "reopened": 0},
+            "messages": [],
+            "handover": None,
+        }
+
+    def add(self, kind: str, **facts: object) -> dict[str, Any]:
+        """Append an entry to the list ``kind``; the caller may complete the returned entry later."""
+        self.data[kind].append(facts)
+        return facts
+
+    def message(self, level: str, text: str) -> None:
+        """Keep a log line, the newest ones when there are too many."""
+        messages = self.data["messages"]
+        if len(messages) >= MAX_MESSAGES:
+            del messages[0]
+        messages.append({"at": now(), "level": level, "text": text})
+
+    def encode(self) -> bytes:
+        """The record as JSON in ASCII."""
+        return json.dumps(self.data, separators=(",", ":")).encode("ascii")
+
+
+def timeline(record: dict[str, Any]) -> list[str]:
+    """Tell the boot as text, one line for each step, from a decoded record.
+
+    Milliseconds since the kernel started stand on the left, durations in the middle.
+    """
+    started = int(record["started"])
+    rows: list[tuple[int, int | None, str]] = [(started, None, "/init")]
+    for stage in record["stages"]:
+        outcome = "" if stage["outcome"] == "done" else f"  {stage['outcome']}"
+        rows.append((stage["start"], stage["end"] - stage["start"], f"{stage['name']}{outcome}"))
+    for module in record["modules"]:
+        if module["result"] != "present":
+            result = "" if module["result"] == "loaded" else f"  {module['result']}"
+            rows.append(
+                (module["start"], module["end"] - module["start"], f"    module {module['name']}{result}")
+            )
+    for child in record["children"]:
+        duration = child["end"] - child["start"] if child["end"] else None
+        rows.append((child["start"], duration, f"    process {' '.join(child['argv'])}"))
+    for want in record["wants"]:
+        rows.append((want["asked"], None, f"    wants {want['name']}: {want['spec']}"))
+        if want["ended"]:
+            by = f" by {want['by']} ({want['event']})" if want["by"] else ""
+            rows.append(
+                (want["ended"], want["ended"] - want["asked"], f"    {want['name']} {want['outcome']}{by}")
+            )
+    for mount in record["mounts"]:
+        text = f"    mount {mount['source']} on {mount['target']} ({mount['type']}, {mount['options']})"
+        rows.append((mount["start"], mount["end"] - mount["start"], text))
+    handover = record["handover"]
+    if handover:
+        rows.append((handover["at"], None, f"{handover['init']} (switched by {handover['method']})"))
+    rows.sort(key=lambda row: row[0])
+    lines = [f"pyinit {record['version']}, Linux {record['kernel']}", "      ms   took"]
+    for at, took, text in rows:
+        lines.append(f"{at / 1000:8.1f} {'' if took is None else f'{took / 1000:6.1f}':>6}  {text}")
+    if handover:
+        spent = handover["at"] - started
+        lines.append(f"{spent / 1000:.1f} ms from /init to the real init")
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    """Print the timeline of the record in the file named, or of this boot."""
+    path = arguments[0] if arguments else PATH
+    try:
+        with open(path, "rb") as file:
+            lines = timeline(json.load(file))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{path} holds no boot record: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

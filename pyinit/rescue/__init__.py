@@ -1,0 +1,1 @@
+"""What happens when the boot cannot go on."""

@@ -1,0 +1,76 @@
+"""The rescue shell, and what happens when there is none."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NoReturn
+
+from pyinit.kernel.console import Console, controlling_terminal
+from pyinit.kernel.process import Children
+from pyinit.kernel.syscalls import REBOOT_AUTOBOOT, REBOOT_HALT, REBOOT_POWER_OFF, reboot
+from pyinit.text import printable
+
+# What `pyinit set` writes; read after the kernel's own command line, so its words win.
+OVERRIDES = "/run/initramfs/cmdline.d/90-pyinit.conf"
+
+ACTIONS = {"reboot": REBOOT_AUTOBOOT, "halt": REBOOT_HALT, "poweroff": REBOOT_POWER_OFF}
+
+# Without a shell the explanation must stay readable for a moment before the screen is gone.
+_READING_TIME = 10.0
+
+
+class Policy:
+    """What is allowed when the boot cannot go on: the sealed policy, tightened by the command line."""
+
+    def __init__(self, sealed: str, allowed: bool, shell: str, ctty: str, emergency: str, panic: int | None):
+        self._open = sealed == "open" and allowed and bool(shell)
+        self._shell = shell
+        self._ctty = ctty
+        self._emergency = emergency
+        self._panic = panic
+
+    @property
+    def open(self) -> bool:
+        """Whether a person may have a shell."""
+        return self._open
+
+    def run_shell(self, stage: str, children: Children, console: Console) -> bool:
+        """Let a person work until the shell is left; False when it could not be started anywhere."""
+        console.write(
+            f"pyinit: rescue shell: exit or Ctrl-D goes on with {stage}, `pyinit` lists its commands\n"
+        )
+        environment = {
+            "PS1": f"pyinit:{stage}# ",
+            "PYTHONHOME": "/usr",
+            "PYTHONPATH": "/usr/lib/pyinit",
+        }
+        for terminal in filter(None, (self._ctty, controlling_terminal(), "/dev/console")):
+            try:
+                pid = children.start((self._shell, "-i"), environment=environment, terminal=terminal)
+            except OSError as error:
+                where = f"{printable(self._shell)} cannot be started on {printable(terminal)}"
+                console.error(f"{where}: {error.strerror}")
+                continue
+            children.wait(pid, None)
+            return True
+        return False
+
+    def give_up(self, why: str, console: Console) -> NoReturn:
+        """End the machine as the command line asks: ``rd.emergency=``, else ``panic=``, else power off."""
+        action, delay = self._emergency or "poweroff", _READING_TIME
+        if not self._emergency and self._panic:
+            action, delay = "reboot", max(0.0, float(self._panic))
+        console.error(f"{why}; {action} in {delay:.0f} s")
+        time.sleep(delay)
+        end_machine(action)
+
+
+def end_machine(action: str) -> NoReturn:
+    """Write everything out, then reboot, power off or halt."""
+    os.sync()
+    while True:
+        try:
+            reboot(ACTIONS[action])
+        except OSError:
+            time.sleep(10)  # PID 1 may not end, whatever happens.

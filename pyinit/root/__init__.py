@@ -1,0 +1,1 @@
+"""Finding, mounting and checking the root file system."""

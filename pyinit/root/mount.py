@@ -1,0 +1,195 @@
+"""Mounting the root file system."""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EBUSY, EINVAL, EIO, ENODEV, ENXIO, EROFS
+from typing import NamedTuple
+
+from pyinit.errors import BootError
+from pyinit.kernel.console import Console
+from pyinit.kernel.modules import Modules
+from pyinit.kernel.syscalls import MS, mount
+from pyinit.record import now
+from pyinit.text import printable
+
+SYSROOT = "/sysroot"
+
+# mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS": those that are flags of mount(2). Value: (set, clear).
+_FLAG_OPTIONS: dict[str, tuple[int, int]] = {
+    "defaults": (0, 0),
+    "ro": (MS.RDONLY, 0),
+    "rw": (0, MS.RDONLY),
+    "nosuid": (MS.NOSUID, 0),
+    "suid": (0, MS.NOSUID),
+    "nodev": (MS.NODEV, 0),
+    "dev": (0, MS.NODEV),
+    "noexec": (MS.NOEXEC, 0),
+    "exec": (0, MS.NOEXEC),
+    "sync": (MS.SYNCHRONOUS, 0),
+    "async": (0, MS.SYNCHRONOUS),
+    "dirsync": (MS.DIRSYNC, 0),
+    "noatime": (MS.NOATIME, 0),
+    "atime": (0, MS.NOATIME),
+    "nodiratime": (MS.NODIRATIME, 0),
+    "diratime": (0, MS.NODIRATIME),
+    "relatime": (MS.RELATIME, 0),
+    "norelatime": (0, MS.RELATIME),
+    "strictatime": (MS.STRICTATIME, 0),
+    "nostrictatime": (0, MS.STRICTATIME),
+    "lazytime": (MS.LAZYTIME, 0),
+    "nolazytime": (0, MS.LAZYTIME),
+    "silent": (MS.SILENT, 0),
+    "loud": (0, MS.SILENT),
+    "mand": (MS.MANDLOCK, 0),
+    "nomand": (0, MS.MANDLOCK),
+}
+# Read by mount(8) and systemd from fstab, never by a file system.
+_USERSPACE_OPTIONS = ("auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group")
+
+
+class MountSpec(NamedTuple):
+    """A mount that is to be made."""
+
+    source: str
+    target: str
+    fstype: str
+    flags: MS
+    data: str
+
+    def describe(self) -> str:
+        """The mount(8) command that does the same."""
+        options = ",".join(filter(None, ("ro" if self.flags & MS.RDONLY else "rw", self.data)))
+        words = ("mount", "-t", self.fstype, "-o", options, self.source, self.target)
+        return printable(" ".join(words))
+
+
+def parse_options(options: str, flags: int = 0) -> tuple[MS, str]:
+    """Split mount options into the flags of mount(2), starting from ``flags``, and the file system's own."""
+    data = []
+    for option in _split(options):
+        if option in _FLAG_OPTIONS:
+            added, removed = _FLAG_OPTIONS[option]
+            flags = flags & ~removed | added
+        elif option and option not in _USERSPACE_OPTIONS and not option.startswith(("x-", "comment=")):
+            data.append(option)
+    return MS(flags), ",".join(data)
+
+
+def root_mount(device: str, found_type: str, options: str, writable: bool) -> MountSpec:
+    """Plan the mount of the root: read-only unless ``rw``, of the type that udev found (empty: not known).
+
+    ``rootflags=`` may say ``ro`` too, but it cannot make writable what the command line did not.
+    """
+    flags, data = parse_options(options)
+    if not writable:
+        flags |= MS.RDONLY
+    return MountSpec(device, SYSROOT, found_type, flags, data)
+
+
+def mount_root(spec: MountSpec, fstypes: tuple[str, ...], modules: Modules, console: Console) -> None:
+    """Mount the root file system; ``E-MOUNT`` explains a failure with the kernel's own words.
+
+    ``fstypes`` (``rootfstype=``) are tried in order, then the type that udev found.
+    """
+    os.makedirs(spec.target, 0o755, exist_ok=True)
+    failures = []
+    last: OSError | None = None
+    candidates = (*fstypes, spec.fstype) if spec.fstype and spec.fstype not in fstypes else fstypes
+    for fstype in candidates:
+        attempt = spec._replace(fstype=fstype)
+        modules.load_for_filesystem(fstype)
+        begin = now()
+        try:
+            _mount(attempt)
+        except OSError as error:
+            failures.append(f"{attempt.describe()}: {error.strerror}")
+            last = error
+            continue
+        console.record.add(
+            "mounts",
+            source=printable(spec.source),
+            target=spec.target,
+            type=printable(fstype),
+            options=printable(
+                ",".join(filter(None, ("ro" if attempt.flags & MS.RDONLY else "rw", spec.data)))
+            ),
+            start=begin,
+            end=now(),
+        )
+        console.info(f"mounted {printable(spec.source)} ({printable(fstype)}) on {spec.target}")
+        return
+    raise BootError(
+        "E-MOUNT",
+        f"{printable(spec.source)} cannot be mounted as the root file system: "
+        + (str(last.strerror) if last else "no file system was recognised on it"),
+        tried=tuple(failures),
+        found=tuple(f"kernel: {line}" for line in kernel_messages(4)),
+        advice=_advice(last, spec),
+    )
+
+
+def kernel_messages(count: int) -> list[str]:
+    """The last notices, warnings and errors of the kernel, printable, oldest first.
+
+    Format: Documentation/ABI/testing/dev-kmsg.
+    """
+    lines: list[str] = []
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return lines
+    try:
+        while True:
+            try:
+                header, _, text = os.read(fd, 8192).partition(b";")
+            except BrokenPipeError:
+                continue  # Older records were overwritten meanwhile.
+            priority = int(header.split(b",", 1)[0])
+            if priority < 8 and priority & 7 <= 5:
+                lines.append(printable(text.split(b"\n", 1)[0]))
+    except (OSError, ValueError):
+        pass
+    finally:
+        os.close(fd)
+    return lines[-count:]
+
+
+def _mount(spec: MountSpec) -> None:
+    try:
+        mount(spec.source, spec.target, spec.fstype, spec.flags, spec.data)
+    except OSError as error:
+        # The file system (squashfs, erofs, iso9660: EROFS) or the medium (EACCES) cannot be written; mount(8)
+        # does the same.
+        if error.errno not in (EROFS, EACCES) or spec.flags & MS.RDONLY:
+            raise
+        mount(spec.source, spec.target, spec.fstype, spec.flags | MS.RDONLY, spec.data)
+
+
+def _advice(error: OSError | None, spec: MountSpec) -> tuple[str, ...]:
+    if error is None:
+        return ("Name its type with rootfstype=, or correct root=.",)
+    fstype = printable(spec.fstype)
+    if error.errno == ENODEV:
+        return (f"This image has no driver for {fstype}: build one with --module {fstype}.",)
+    if error.errno == EINVAL:
+        return ("Check rootflags= and rootfstype=; the file system may be damaged: check it with fsck.",)
+    if error.errno in (EIO, ENXIO):
+        return ("The device does not answer: look at its cable, its controller, its health.",)
+    if error.errno == EBUSY:
+        return ("Something else uses the device: look at `pyinit devices`.",)
+    return ("Mount it by hand on /sysroot and leave the shell to go on.",)
+
+
+def _split(options: str) -> list[str]:
+    """Split at commas, except those inside double quotes (SELinux contexts have them)."""
+    parts = [""]
+    quoted = False
+    for character in options:
+        if character == '"':
+            quoted = not quoted
+        if character == "," and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts

@@ -1,0 +1,299 @@
+"""File systems in files: ext4, xfs, btrfs and squashfs from a directory tree, with label and UUID.
+
+None needs root or a loop device; all are sparse, and reproducible as far as the tools allow.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from pyinit_qemu.disks.cache import digest_tree, remove
+from pyinit_qemu.disks.tools import run, version
+
+MIB = 1 << 20
+# The times of a new file system itself; files keep those of the tree.
+_TIME = {"E2FSPROGS_FAKE_TIME": "1700000000"}
+
+# Under fakeroot a file that was *created* without permission to read it, as copies of /etc/shadow are, cannot
+# be read, while one whose mode was *changed* so can: its real mode keeps the owner's permissions.
+_UNPACK = """
+tar --extract --same-owner --numeric-owner --preserve-permissions --file "$1" --directory "$2" || exit
+find "$2" -type f ! -perm -400 -exec sh -c 'for file; do
+    chmod "$(stat --format %a "$file")" "$file"
+done' sh {} +
+shift 2
+exec "$@"
+"""
+
+
+class Tree:
+    """What goes into a file system: a directory, and an archive of it when this user cannot own its files."""
+
+    def __init__(self, path: Path, *, archive: Path | None = None, digest: str | None = None) -> None:
+        """``digest`` identifies the content; without it the directory is read."""
+        self.path = path
+        self.archive = archive
+        self.digest = digest_tree(path) if digest is None else digest
+
+    def size(self) -> int:
+        """Bytes that the files take in blocks of 4 KiB, with an inode each."""
+        return sum((path.lstat().st_size + 4095) // 4096 * 4096 + 256 for path in self.path.rglob("*"))
+
+    @contextmanager
+    def opened(self, beside: Path) -> Iterator[tuple[Path, list[str | Path]]]:
+        """A directory to copy from, and the words to put before the copying tool's command line.
+
+        An archive is unpacked again, under the fakeroot in which the tool then runs, so that the tool sees
+        the owners and the device nodes.
+        """
+        if self.archive is None:
+            yield self.path, []
+            return
+        work = beside.with_name(f"{beside.name}.tree")
+        work.mkdir()
+        try:
+            yield work, ["sh", "-c", _UNPACK, "sh", self.archive, work]
+        finally:
+            remove(work)
+
+
+class Filesystem(Protocol):
+    """A file system that can be written into a file."""
+
+    fstype: ClassVar[str]
+
+    @property
+    def recipe(self) -> dict[str, object]:
+        """Everything the content depends on, for the cache key."""
+
+    def describe(self) -> str:
+        """Kind and label, for people."""
+
+    def write(self, target: Path, sector: int) -> None:
+        """Create ``target`` with the file system in it, for a disk with this logical sector size (bytes)."""
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The options that all kinds share. ``size`` is in bytes; without it the tree's size plus ``free``."""
+
+    fstype: ClassVar[str]
+    tool: ClassVar[str]
+    least: ClassVar[int]
+
+    tree: Tree | None = None
+    label: str = ""
+    uuid: str = ""
+    size: int = 0
+    free: int = 16 * MIB
+    options: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The UUID; made from the declaration if none was given, so that equal ones give equal bytes."""
+        tree = self.tree and self.tree.digest
+        content = (self.fstype, tree, self.label, self.size, self.free, self.options)
+        return self.uuid or str(uuid.uuid5(uuid.NAMESPACE_DNS, repr(content)))
+
+    @property
+    def recipe(self) -> dict[str, object]:
+        return {
+            "fstype": self.fstype,
+            "tool": version(self.tool),
+            "tree": self.tree and self.tree.digest,
+            "label": self.label,
+            "uuid": self.id,
+            "size": self.size,
+            "free": self.free,
+            "options": self.options,
+        }
+
+    def describe(self) -> str:
+        return f"{self.fstype} {self.label!r}" if self.label else self.fstype
+
+    def _create(self, target: Path) -> None:
+        size = self.size
+        if size == 0:
+            content = self.tree.size() if self.tree else 0
+            size = max(self.least, content + content // 16 + self.free)
+            size += -size % MIB
+        with target.open("wb") as file:
+            file.truncate(size)
+
+    def _run(self, target: Path, argv: Callable[[Path], list[str | Path]]) -> None:
+        """Run the tool whose command line ``argv`` makes from the directory to copy."""
+        assert self.tree is not None
+        with self.tree.opened(target) as (directory, prefix):
+            run([*prefix, *argv(directory)], env=_TIME, owners=True)
+
+
+@dataclass(frozen=True)
+class Ext4(_Base):
+    """ext4. The label has at most 16 bytes."""
+
+    fstype: ClassVar[str] = "ext4"
+    tool: ClassVar[str] = "mke2fs"
+    least: ClassVar[int] = 8 * MIB
+
+    def write(self, target: Path, sector: int) -> None:
+        self._create(target)
+        extended = "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard"
+        argv: list[str | Path] = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096"]
+        if self.label:
+            argv += ["-L", self.label]
+        argv += ["-U", self.id]
+        extended += f",hash_seed={self.id}"
+        argv += ["-E", extended, *self.options]
+        if self.tree is None:
+            run([*argv, target], env=_TIME)
+        else:
+            self._run(target, lambda tree: [*argv, "-d", tree, target])
+
+
+@dataclass(frozen=True)
+class Btrfs(_Base):
+    """btrfs, one device. The label has at most 255 bytes."""
+
+    fstype: ClassVar[str] = "btrfs"
+    tool: ClassVar[str] = "mkfs.btrfs"
+    least: ClassVar[int] = 128 * MIB
+
+    def write(self, target: Path, sector: int) -> None:
+        self._create(target)
+        argv: list[str | Path] = ["mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--sectorsize", "4096"]
+        if self.label:
+            argv += ["--label", self.label]
+        argv += ["--uuid", self.id]
+        argv += self.options
+        if self.tree is None:
+            run([*argv, target])
+        else:
+            self._run(target, lambda tree: [*argv, "--rootdir", tree, target])
+
+
+@dataclass(frozen=True)
+class Squashfs(_Base):
+    """squashfs: read-only, as small as its content, without label and UUID."""
+
+    fstype: ClassVar[str] = "squashfs"
+    tool: ClassVar[str] = "mksquashfs"
+    least: ClassVar[int] = 0
+
+    def write(self, target: Path, sector: int) -> None:
+        if self.label or self.uuid:
+            raise ValueError("squashfs has neither label nor UUID; name the partition instead")
+        if self.tree is None:
+            raise ValueError("squashfs needs a tree")
+        # Debian's kernels read zstd; gzip, the default, takes several times as long to write.
+        fixed = [
+            "-noappend",
+            "-no-progress",
+            "-quiet",
+            "-comp",
+            "zstd",
+            "-Xcompression-level",
+            "3",
+            "-mkfs-time",
+            "0",
+        ]
+        self._run(target, lambda tree: ["mksquashfs", tree, target, *fixed, *self.options])
+
+
+@dataclass(frozen=True)
+class Xfs(_Base):
+    """xfs. The label has at most 12 bytes. mkfs.xfs refuses to make one below 300 MiB.
+
+    mkfs.xfs reads a "proto" file, whose words cannot hold white space, and whose modes cannot hold the sticky
+    bit: a tree with such a name is refused, and sticky bits are set afterwards. All files belong to root
+    unless this process is root.
+    """
+
+    fstype: ClassVar[str] = "xfs"
+    tool: ClassVar[str] = "mkfs.xfs"
+    least: ClassVar[int] = 300 * MIB
+
+    def write(self, target: Path, sector: int) -> None:
+        self._create(target)
+        argv: list[str | Path] = ["mkfs.xfs", "-q", "-f", "-K", "-s", f"size={sector}"]
+        if self.label:
+            argv += ["-L", self.label]
+        argv += ["-m", f"uuid={self.id}"]
+        if self.tree is None:
+            run([*argv, *self.options, target])
+            return
+        prototype = target.with_name(f"{target.name}.proto")
+        sticky: list[tuple[str, str]] = []
+        try:
+            prototype.write_bytes(b"\n".join(_prototype(os.fsencode(self.tree.path), sticky)) + b"\n")
+            run([*argv, "-p", prototype, *self.options, target])
+        finally:
+            prototype.unlink(missing_ok=True)
+        if sticky:
+            commands = [
+                w for path, mode in sticky for w in ("-c", f"path {path}", "-c", f"write core.mode {mode}")
+            ]
+            run(["xfs_db", "-x", *commands, target])
+
+
+def _prototype(root: bytes, sticky: list[tuple[str, str]]) -> Iterator[bytes]:
+    """The lines of a proto file, mkfs.xfs(8); ``sticky`` gets what has the sticky bit, and its mode."""
+    yield b"/"
+    yield b"0 0"
+    yield from _prototype_folder(b"", root, b"", sticky)
+    yield b"$"
+
+
+def _prototype_folder(
+    name: bytes, path: bytes, inside: bytes, sticky: list[tuple[str, str]]
+) -> Iterator[bytes]:
+    yield _prototype_entry(name, path, inside, sticky)
+    with os.scandir(path) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        where = inside + b"/" + entry.name
+        if len(entry.name.split()) != 1:
+            raise ValueError(
+                f"{where!r} has white space in its name, which a proto file of mkfs.xfs cannot hold"
+            )
+        if entry.is_dir(follow_symlinks=False):
+            yield from _prototype_folder(entry.name, entry.path, where, sticky)
+            yield b"$"
+        else:
+            yield _prototype_entry(entry.name, entry.path, where, sticky)
+
+
+def _prototype_entry(name: bytes, path: bytes, inside: bytes, sticky: list[tuple[str, str]]) -> bytes:
+    status = os.lstat(path)
+    mode = status.st_mode
+    kind = {
+        stat.S_IFDIR: b"d",
+        stat.S_IFLNK: b"l",
+        stat.S_IFBLK: b"b",
+        stat.S_IFCHR: b"c",
+        stat.S_IFIFO: b"p",
+    }
+    letter = kind.get(stat.S_IFMT(mode), b"-")
+    special = (b"u" if mode & stat.S_ISUID else b"-") + (b"g" if mode & stat.S_ISGID else b"-")
+    owner = (status.st_uid, status.st_gid) if os.geteuid() == 0 else (0, 0)
+    fields = [name, letter + special + b"%03o" % (mode & 0o777), b"%d %d" % owner]
+    if stat.S_ISLNK(mode):
+        fields.append(os.readlink(path))
+    elif stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+        fields.append(b"%d %d" % (os.major(status.st_rdev), os.minor(status.st_rdev)))
+    elif stat.S_ISREG(mode):
+        fields.append(path)
+    if mode & stat.S_ISVTX and not stat.S_ISLNK(mode):
+        sticky.append((os.fsdecode(inside), f"0{mode:o}"))
+    return b" ".join(field for field in fields if field)
+
+
+FILESYSTEMS: dict[str, type[Ext4] | type[Xfs] | type[Btrfs] | type[Squashfs]] = {
+    kind.fstype: kind for kind in (Ext4, Xfs, Btrfs, Squashfs)
+}

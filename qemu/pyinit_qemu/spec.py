@@ -1,0 +1,316 @@
+"""What a virtual machine is made of, and the QEMU command line that makes it: values and pure functions.
+
+Everything that a guest could see and that QEMU would otherwise choose is fixed: devices, their places on the
+bus, serial numbers, the clock. The builders hold for QEMU 7.2 and later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+MIB = 1 << 20
+
+Interface = Literal["virtio", "scsi", "nvme", "ahci", "usb"]
+AcceleratorName = Literal["tcg", "kvm"]
+MachineType = Literal["q35", "pc"]
+Program = tuple[str, ...]
+
+INTERFACES: tuple[str, ...] = get_args(Interface)
+PROGRAM: Program = ("qemu-system-x86_64",)
+
+_SERIAL_LIMIT = {"virtio": 20, "nvme": 20, "ahci": 20, "scsi": 36, "usb": 36}
+_AHCI_PORTS = 6
+_PCI_PORTS = 15 * 8
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk image and how the guest sees it."""
+
+    path: Path | str
+    """A raw image, or a block device of the host."""
+    interface: Interface = "virtio"
+    serial: str = ""
+    """Printable ASCII, at most 20 characters (scsi and usb: 36). Empty: ``disk0``, ``disk1``..."""
+    readonly: bool = False
+    """The medium cannot be written; not possible for ahci."""
+    snapshot: bool = True
+    """Writes go to an overlay that lives as long as the machine; False: they go to the image."""
+    late: bool = False
+    """Absent until plugged in."""
+
+    def __post_init__(self) -> None:
+        if self.interface not in INTERFACES:
+            raise ValueError(f"disk interface {self.interface!r} is not one of {', '.join(INTERFACES)}")
+        if not re.fullmatch(rf"[!-~]{{0,{_SERIAL_LIMIT[self.interface]}}}", self.serial):
+            raise ValueError(
+                f"disk serial {self.serial!r}: at most {_SERIAL_LIMIT[self.interface]} of printable ASCII"
+            )
+        if self.interface == "ahci" and (self.readonly or self.late):
+            raise ValueError("an ahci disk can be neither read-only nor late in QEMU: use scsi")
+
+
+@dataclass(frozen=True)
+class VmSpec:
+    """A virtual machine, complete."""
+
+    kernel: Path | str
+    initrd: Path | str | None
+    append: str = ""
+    """Kernel command line words; they come after :func:`command_line`'s defaults and so win over them."""
+    disks: tuple[Disk, ...] = ()
+    memory: int = 512 * MIB
+    """Bytes."""
+    smp: int = 1
+    accel: AcceleratorName = "tcg"
+    cpu: str | None = None
+    """QEMU's CPU model; None: ``host`` with KVM, else ``max`` (has RDRAND: no waiting for entropy)."""
+    icount: bool = False
+    """The guest's clock counts instructions (TCG, one CPU): durations repeat, idle time is skipped."""
+    machine: MachineType = "q35"
+    vga: bool = False
+    watchdog: bool = False
+    """An i6300esb that resets the guest."""
+    report: bool = True
+    """Ask a pyinit image to report on the result channel."""
+    extra: tuple[str, ...] = ()
+    """Further words of QEMU's command line."""
+
+    def __post_init__(self) -> None:
+        if self.icount and (self.accel != "tcg" or self.smp != 1):
+            raise ValueError("icount needs accel=tcg and smp=1")
+        if self.machine not in get_args(MachineType):
+            raise ValueError(f"machine {self.machine!r} is not one of {', '.join(get_args(MachineType))}")
+        if self.memory < MIB or self.memory % MIB:
+            raise ValueError(f"memory of {self.memory} bytes is not a whole number of MiB")
+        if sum(disk.interface == "ahci" for disk in self.disks) > _AHCI_PORTS:
+            raise ValueError(f"more than {_AHCI_PORTS} ahci disks")
+        if sum(disk.interface in ("virtio", "nvme") for disk in self.disks) > _PCI_PORTS:
+            raise ValueError(f"more than {_PCI_PORTS} virtio and nvme disks: use scsi")
+        serials = [serial_of(self, index) for index in range(len(self.disks))]
+        if len(set(serials)) != len(serials):
+            raise ValueError(f"two disks have the same serial: {', '.join(serials)}")
+
+    def replace(self, **changes: Any) -> VmSpec:
+        """Return a copy with the given fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the machine's outside ends are: QEMU character device back-ends, and a folder."""
+
+    console: str = "stdio,mux=on,signal=off"
+    """First serial port. The default is this terminal, with QEMU's monitor on Ctrl-A C."""
+    channel: str = "null"
+    """Second serial port, the result channel."""
+    qmp: str | None = None
+    """Control connection."""
+    overlays: Path = field(default_factory=lambda: Path("."))
+    """Folder with an empty overlay for each disk that has one (:func:`overlays`)."""
+    paused: bool = False
+    """Start with the CPUs stopped."""
+
+
+def serial_of(spec: VmSpec, index: int) -> str:
+    return spec.disks[index].serial or f"disk{index}"
+
+
+def cpu_model(spec: VmSpec) -> str:
+    return spec.cpu or ("host" if spec.accel == "kvm" else "max")
+
+
+def command_line(spec: VmSpec) -> str:
+    """Return the guest's kernel command line.
+
+    Defaults come first, so that a word in ``append`` wins: the console (unless ``append`` names one),
+    ``panic=-1``, by which a panic ends QEMU at once instead of leaving a dead guest to be waited for, and the
+    result channel.
+    """
+    words = ["panic=-1"]
+    if not re.search(r"(?:^|\s)console=", spec.append):
+        words.insert(0, "console=ttyS0")
+    if spec.report:
+        words.append("rd.pyinit.report=/dev/ttyS1")
+    if spec.append:
+        words.append(spec.append)
+    return " ".join(words)
+
+
+def node_name(index: int) -> str:
+    """The block node that the disk's device is attached to."""
+    return f"disk{index}"
+
+
+def device_id(index: int) -> str:
+    return f"dev{index}"
+
+
+def overlay_name(index: int) -> str:
+    return f"disk{index}.qcow2"
+
+
+def overlays(spec: VmSpec) -> dict[str, Path]:
+    """Return the overlays that the machine needs: file name to the disk image below it."""
+    return {
+        overlay_name(index): Path(disk.path)
+        for index, disk in enumerate(spec.disks)
+        if disk.snapshot and not disk.readonly
+    }
+
+
+def block_nodes(spec: VmSpec, index: int, folder: Path) -> list[dict[str, Any]]:
+    """Return the ``-blockdev`` objects of one disk, lowest first; the last one is :func:`node_name`."""
+    disk = spec.disks[index]
+    name = node_name(index)
+    layered = disk.snapshot and not disk.readonly
+    path = os.path.abspath(disk.path)
+    protocol = "host_device" if path.startswith("/dev/") else "file"
+    image: dict[str, Any] = {
+        "driver": "raw",
+        "node-name": f"{name}-image" if layered else name,
+        "read-only": disk.readonly or layered,
+        "file": {"driver": protocol, "filename": path, "read-only": disk.readonly or layered},
+    }
+    if not layered:
+        return [image]
+    overlay = {
+        "driver": "qcow2",
+        "node-name": name,
+        "file": {"driver": "file", "filename": str(folder / overlay_name(index))},
+        "backing": f"{name}-image",
+        # What is thrown away need not reach the medium.
+        "cache": {"no-flush": True},
+    }
+    return [image, overlay]
+
+
+def disk_device(spec: VmSpec, index: int) -> dict[str, Any]:
+    """Return the ``-device`` object of one disk; ``device_add`` takes the same."""
+    disk = spec.disks[index]
+    device: dict[str, Any] = {"driver": "", "id": device_id(index), "drive": node_name(index)}
+    serial = serial_of(spec, index)
+    match disk.interface:
+        case "virtio":
+            device |= {"driver": "virtio-blk-pci", "bus": _pci_bus(spec, index), "serial": serial}
+        case "nvme":
+            device |= {"driver": "nvme", "bus": _pci_bus(spec, index), "serial": serial}
+        case "scsi":
+            device |= {"driver": "scsi-hd", "bus": "scsi.0", "scsi-id": index, "serial": serial}
+        case "ahci":
+            port = sum(other.interface == "ahci" for other in spec.disks[:index])
+            bus = f"ide.{port}" if spec.machine == "q35" else f"ahci.{port}"
+            device |= {"driver": "ide-hd", "bus": bus, "serial": serial}
+        case "usb":
+            device |= {"driver": "usb-storage", "bus": "usb.0", "serial": serial}
+    return device
+
+
+def _pci_bus(spec: VmSpec, index: int) -> str:
+    return f"port{index}" if spec.machine == "q35" else "pci.0"
+
+
+def controllers(spec: VmSpec) -> list[dict[str, Any]]:
+    """Return the devices that are there before any disk.
+
+    On q35 every PCI disk, late or not, has a PCIe root port of its own, as NVMe disks have in real machines:
+    only behind such a port can a device come and go. The ports are functions of the slots from 0x10 on.
+    """
+    devices: list[dict[str, Any]] = [{"driver": "virtio-rng-pci", "addr": "0x2"}]
+    used = {disk.interface for disk in spec.disks}
+    if "scsi" in used:
+        devices.append({"driver": "virtio-scsi-pci", "id": "scsi", "addr": "0x3"})
+    if "usb" in used:
+        devices.append({"driver": "qemu-xhci", "id": "usb", "addr": "0x4", "p2": 15, "p3": 15})
+    if "ahci" in used and spec.machine != "q35":
+        devices.append({"driver": "ahci", "id": "ahci", "addr": "0x5"})
+    if spec.vga:
+        devices.append({"driver": "VGA", "addr": "0x6"})
+    if spec.watchdog:
+        devices.append({"driver": "i6300esb", "addr": "0x7"})
+    if spec.machine == "q35":
+        pci = [index for index, disk in enumerate(spec.disks) if disk.interface in ("virtio", "nvme")]
+        for place, index in enumerate(pci):
+            slot, function = 0x10 + place // 8, place % 8
+            port = {
+                "driver": "pcie-root-port",
+                "id": f"port{index}",
+                "chassis": index + 1,
+                "addr": f"{slot:#x}.{function}",
+            }
+            if function == 0:
+                port["multifunction"] = True
+            devices.append(port)
+    return devices
+
+
+def argv(spec: VmSpec, endpoints: Endpoints, program: Program = PROGRAM) -> list[str]:
+    """Return QEMU's argument list, the program first."""
+    arguments = [*program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    arguments += ["-machine", spec.machine, "-accel", spec.accel, "-cpu", cpu_model(spec)]
+    arguments += ["-smp", str(spec.smp), "-m", f"{spec.memory // MIB}M"]
+    arguments += ["-rtc", "base=2024-01-01T00:00:00,clock=vm"]
+    if spec.icount:
+        # sleep=off: while the guest idles its clock jumps to the next timer instead of waiting for it.
+        arguments += ["-icount", "shift=0,sleep=off"]
+    arguments += ["-kernel", os.path.abspath(spec.kernel)]
+    if spec.initrd is not None:
+        arguments += ["-initrd", os.path.abspath(spec.initrd)]
+    arguments += ["-append", command_line(spec)]
+    arguments += ["-chardev", _chardev(endpoints.console, "console"), "-serial", "chardev:console"]
+    arguments += ["-chardev", _chardev(endpoints.channel, "channel"), "-serial", "chardev:channel"]
+    if endpoints.qmp is not None:
+        arguments += ["-chardev", _chardev(endpoints.qmp, "qmp"), "-mon", "chardev=qmp,mode=control"]
+    elif endpoints.console.startswith("stdio"):
+        arguments += ["-mon", "chardev=console,mode=readline"]
+    if spec.watchdog:
+        arguments += ["-action", "watchdog=reset"]
+    for device in controllers(spec):
+        arguments += ["-device", _json(device)]
+    for index, disk in enumerate(spec.disks):
+        for node in block_nodes(spec, index, endpoints.overlays):
+            arguments += ["-blockdev", _json(node)]
+        if not disk.late:
+            arguments += ["-device", _json(disk_device(spec, index))]
+    if endpoints.paused:
+        arguments.append("-S")
+    return arguments + list(spec.extra)
+
+
+def boot_command(spec: VmSpec) -> str:
+    """Return the ``pyinit-qemu boot`` command for this machine, without screen, watchdog and ``extra``."""
+    words = ["pyinit-qemu", "boot", "--kernel", str(spec.kernel), "--accel", spec.accel]
+    if spec.initrd is not None:
+        words += ["--initrd", str(spec.initrd)]
+    for disk in spec.disks:
+        options = [str(disk.path).replace(",", ",,"), f"interface={disk.interface}"]
+        options += [f"serial={disk.serial}"] if disk.serial else []
+        options += ["readonly"] if disk.readonly else [] if disk.snapshot else ["write"]
+        words += ["--disk", ",".join(options)]
+    words += ["--append", spec.append] if spec.append else []
+    words += ["--cpu", spec.cpu] if spec.cpu else []
+    words += ["--machine", spec.machine, "--memory", str(spec.memory // MIB), "--smp", str(spec.smp)]
+    words += ["--icount"] if spec.icount else []
+    return shlex.join(words)
+
+
+def to_json(spec: VmSpec) -> str:
+    """Return the specification as JSON text, for a person to read beside a failed boot."""
+    values = {item.name: getattr(spec, item.name) for item in fields(spec)}
+    values["disks"] = [{item.name: getattr(disk, item.name) for item in fields(disk)} for disk in spec.disks]
+    return json.dumps(values, indent=2, default=str) + "\n"
+
+
+def _chardev(backend: str, identity: str) -> str:
+    kind, _, options = backend.partition(",")
+    return f"{kind},id={identity}" + (f",{options}" if options else "")
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,167 @@
+"""Benchmarks: how figures are read, repeated, searched, judged and shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyinit_image import compress, cpio
+from pyinit_qemu.bench import (
+    CLOCK,
+    MEMORY_LEAST,
+    MEMORY_STEP,
+    BenchError,
+    Boot,
+    Goal,
+    Result,
+    as_json,
+    boot_table,
+    build_table,
+    goals,
+    markdown,
+    measure,
+    repeat,
+    settled,
+    sizes,
+    smallest_memory,
+    wall_times,
+)
+from pyinit_qemu.witness import Root, Witness
+
+TIMES = st.integers(1, 10**8)
+
+
+def witness(run_init: int | None, executed: int) -> Witness:
+    facts = {field: None for field in Witness.__dataclass_fields__}
+    root = Root("254:1", "ext4", True, frozenset(), "vda1", (), {})
+    return Witness(**{**facts, "root": root, "run_init": run_init, "executed": executed})  # type: ignore[arg-type]
+
+
+def result(name: str, *times: int, packed: int = 10_000_000, memory: int | None = None) -> Result:
+    boots = tuple(Boot(time, time + 2_000_000) for time in times)
+    return Result(name, packed, 28_000_000, boots, memory)
+
+
+def test_times_are_those_of_the_two_executions() -> None:
+    assert measure(witness(2_347_000, 3_120_000)) == Boot(initramfs=773_000, kernel=3_120_000)
+
+
+def test_a_log_without_the_line_of_init_is_an_error_and_not_a_time() -> None:
+    with pytest.raises(BenchError, match="/init"):
+        measure(witness(None, 3_120_000))
+
+
+@given(st.lists(TIMES, min_size=12, max_size=12), st.integers(1, 6))
+def test_repeats_until_the_two_shortest_agree_but_not_for_ever(times: list[int], least: int) -> None:
+    boots = [Boot(time, time) for time in times]
+    left = iter(boots)
+    done = repeat(lambda: next(left), least, lambda text: None)
+    assert list(done) == boots[: len(done)]
+    assert least <= len(done) <= 2 * least
+    assert settled(done) or len(done) == 2 * least
+    assert len(done) == least or not settled(done[:-1])
+
+
+def test_a_boot_that_took_too_long_is_no_disagreement() -> None:
+    assert settled([Boot(700_000, 0), Boot(42_000_000, 0), Boot(700_000 + CLOCK, 0)])
+    assert not settled([Boot(700_000, 0), Boot(42_000_000, 0), Boot(730_000, 0)])
+    assert settled([Boot(700_000, 0)])
+
+
+def test_the_least_boot_counts() -> None:
+    measured = Result("x", 1, 1, (Boot(3, 9), Boot(2, 11), Boot(5, 8)))
+    assert (measured.initramfs, measured.kernel) == (2, 8)
+
+
+@given(st.integers(1, 40).map(lambda steps: steps * MEMORY_STEP), st.data())
+def test_the_smallest_memory_is_found(enough: int, data: st.DataObject) -> None:
+    if enough < MEMORY_LEAST:
+        return
+    needed = data.draw(st.integers(1, enough))
+    asked: list[int] = []
+
+    def boots(memory: int) -> bool:
+        asked.append(memory)
+        return memory >= needed
+
+    found = smallest_memory(boots, enough)
+    assert found >= needed and found % MEMORY_STEP == 0
+    assert found - MEMORY_STEP < needed or found == MEMORY_LEAST
+    assert len(asked) <= 6 and all(MEMORY_LEAST <= memory < enough for memory in asked)
+
+
+def test_sizes_are_those_of_the_file_and_of_what_is_in_it(tmp_path: Path) -> None:
+    members = [cpio.Member(b"init", 0o100755, b"i" * 5000), cpio.Member(b"etc", 0o040755)]
+    archives = b"".join(cpio.write(members)) + compress.compress(b"".join(cpio.write(members)), "zstd")
+    image = tmp_path / "image"
+    image.write_bytes(archives)
+    assert sizes(image) == (len(archives), 10_000)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"no archive")
+    with pytest.raises(BenchError, match=str(image)):
+        sizes(image)
+
+
+def test_goals_compare_with_the_peers() -> None:
+    ours, tools, dracut = (
+        result("pyinit list", 900_000, 700_000),
+        result("initramfs-tools list", 1_399_000),
+        result("dracut minimal", 1_500_000),
+    )
+    lines = [str(goal) for goal in goals([dracut, ours, tools], fits=160)]
+    assert lines == [
+        "/init → real init, pyinit list : initramfs-tools list: 0.5 (below 0.5: NOT reached)",
+        "/init → real init, pyinit list : dracut minimal: 0.47 (below 0.5: reached)",
+        "MB of pyinit list: 10 (at most 12: reached)",
+        "MiB in which pyinit list boots: 160 (at most 160: reached)",
+    ]
+    measured = goals([replace(ours, memory=176)])
+    assert [goal.reached for goal in measured] == [True, False]
+
+
+def test_goals_need_results() -> None:
+    failed = Result("pyinit list", 1, 1, failure="panic")
+    assert goals([result("dracut minimal", 1)]) == []
+    assert [goal.what for goal in goals([failed, result("dracut minimal", 1)])] == ["MB of pyinit list"]
+
+
+def test_a_limit_itself_is_good_enough_only_if_it_is_said_so() -> None:
+    assert not Goal("x", 1.0, 1.0).reached
+    assert Goal("x", 1.0, 1.0, strict=False).reached
+
+
+def test_table_of_boots() -> None:
+    rows = [result("pyinit list", 776_418), Result("other", 31_512_000, 85_000_000, failure="panic")]
+    assert markdown(*boot_table(rows)) == (
+        "| image       | /init → real init, s | kernel → real init, s |   MB | unpacked, MB |\n"
+        "| ----------- | -------------------: | --------------------: | ---: | -----------: |\n"
+        "| pyinit list |                 0.78 |                  2.78 | 10.0 |         28.0 |\n"
+        "| other       |                    — |                     — | 31.5 |         85.0 |"
+    )
+    headers, cells = boot_table([replace(rows[0], memory=144), rows[1]])
+    assert headers[-1] == "least RAM, MiB" and [row[-1] for row in cells] == ["144", "—"]
+
+
+def test_table_of_builds() -> None:
+    assert build_table({"pyinit list": (2.04, 1.5, 1.96)})[1] == [["pyinit list", "1.5", "2.0"]]
+
+
+def test_wall_times_are_of_each_call() -> None:
+    clock = iter((10.0, 11.5, 20.0, 20.25))
+    made: list[int] = []
+    assert wall_times(lambda: made.append(1), 2, lambda: next(clock)) == (1.5, 0.25)
+    assert len(made) == 2
+
+
+def test_json_has_every_boot() -> None:
+    (entry,) = json.loads(json.dumps(as_json([result("x", 5, 6, memory=128)])))
+    assert entry["boots"] == [{"initramfs": 5, "kernel": 2_000_005}, {"initramfs": 6, "kernel": 2_000_006}]
+    assert (entry["name"], entry["packed"], entry["memory"], entry["failure"]) == ("x", 10_000_000, 128, "")

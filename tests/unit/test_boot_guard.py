@@ -1,0 +1,141 @@
+"""PID 1 goes on whatever a stage raises: explained, then the rescue policy, then again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from pyinit.boot import MAX_IDLE_SHELLS, Boot
+from pyinit.errors import BootError
+from pyinit.rescue.shell import Policy
+from pyinit.switch_root import Stranded
+
+
+class GivenUp(Exception):
+    """Stands for the end of the machine."""
+
+
+class FakePolicy:
+    """A policy whose shell a person leaves at once, or takes a moment to leave."""
+
+    def __init__(self, *, allowed: bool = True, starts: bool = True, clock: Callable[[], None] | None = None):
+        self.open = allowed
+        self.starts = starts
+        self.shells = 0
+        self.clock = clock
+
+    def run_shell(self, stage: str, children: object, console: object) -> bool:
+        self.shells += 1
+        if self.clock:
+            self.clock()
+        return self.starts
+
+    def give_up(self, why: str, console: object) -> None:
+        raise GivenUp(why)
+
+
+@pytest.fixture
+def boot(monkeypatch: pytest.MonkeyPatch) -> Boot:
+    boot = Boot([], [b"/init"])
+    monkeypatch.setattr(boot.console, "write", lambda text: None)
+    return boot
+
+
+def with_policy(boot: Boot, policy: FakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "_policy", lambda: cast(Policy, policy))
+
+
+def failing(*exceptions: BaseException) -> Callable[[], None]:
+    left = list(exceptions)
+
+    def stage() -> None:
+        if left:
+            raise left.pop(0)
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    "exception",
+    [
+        BootError("E-MOUNT", "no"),
+        ValueError("x"),
+        MemoryError(),
+        RecursionError("deep"),
+        KeyboardInterrupt(),
+        SystemExit(0),
+        GeneratorExit(),
+        OSError(5, "Input/output error"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"),
+    ],
+    ids=lambda exception: type(exception).__name__,
+)
+def test_any_exception_is_explained_and_the_stage_tried_again(
+    exception: BaseException, boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = FakePolicy()
+    with_policy(boot, policy, monkeypatch)
+    boot._go_through("mount", failing(exception))
+    code = exception.code if isinstance(exception, BootError) else "E-INTERNAL"
+    assert [stage["outcome"] for stage in boot.record.data["stages"]] == [code, "done"]
+    assert boot.record.data["messages"][0]["text"].startswith(f"{code} ")
+    assert policy.shells == 1
+
+
+def test_an_explanation_that_fails_itself_does_not_stop_it(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = FakePolicy()
+    with_policy(boot, policy, monkeypatch)
+
+    def broken(lines: list[str]) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(boot, "_write_report", broken)
+    boot._go_through("mount", failing(ValueError("x")))
+    assert policy.shells == 1
+
+
+def test_without_a_shell_the_machine_is_ended(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_policy(boot, FakePolicy(allowed=False), monkeypatch)
+    with pytest.raises(GivenUp, match="no rescue shell is allowed here"):
+        boot._go_through("mount", failing(ValueError("x")))
+
+
+def test_a_shell_that_cannot_be_started_ends_the_machine(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_policy(boot, FakePolicy(starts=False), monkeypatch)
+    with pytest.raises(GivenUp, match="no rescue shell can be started"):
+        boot._go_through("mount", failing(ValueError("x")))
+
+
+def test_a_console_that_nobody_reads_does_not_keep_it_in_a_circle(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = FakePolicy()
+    with_policy(boot, policy, monkeypatch)
+    with pytest.raises(GivenUp, match="nobody answers"):
+        boot._go_through("mount", failing(*[ValueError("x")] * 10))
+    assert policy.shells == MAX_IDLE_SHELLS
+
+
+def test_a_person_may_try_as_often_as_they_like(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    time = [0]
+    monkeypatch.setattr("pyinit.boot.now", lambda: time[0])
+
+    def work() -> None:
+        time[0] += 60_000_000
+
+    policy = FakePolicy(clock=work)
+    with_policy(boot, policy, monkeypatch)
+    boot._go_through("mount", failing(*[ValueError("x")] * 10))
+    assert policy.shells == 10
+
+
+def test_after_the_point_of_no_return_there_is_no_shell(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = FakePolicy()
+    with_policy(boot, policy, monkeypatch)
+    with pytest.raises(GivenUp, match="went with the initramfs"):
+        boot._go_through("switch-root", failing(Stranded("E-SWITCH", "x")))
+    assert policy.shells == 0

@@ -1,0 +1,77 @@
+"""What the console shows, and that it never stops a boot."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+
+import pytest
+
+from pyinit.kernel.console import Console
+from pyinit.kernel.terminal import write_patiently
+from pyinit.record import Record
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, str]]:
+    """(the other end, the path) of a terminal."""
+    controller, device = os.openpty()
+    yield controller, os.ttyname(device)
+    os.close(controller)
+    os.close(device)
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch, terminal: tuple[int, str]) -> Console:
+    console = Console(Record("1", "6"))
+    monkeypatch.setattr(console, "_screens", [terminal[1]])
+    return console
+
+
+def shown(controller: int, last: str) -> str:
+    """What arrived, up to the line ``last``: the kernel passes it on piece by piece."""
+    text = ""
+    while not text.endswith(f"{last}\n") and select.select([controller], [], [], 30)[0]:
+        text += os.read(controller, 65536).decode().replace("\r\n", "\n")
+    return text
+
+
+@pytest.mark.parametrize(
+    ("informative", "verbose", "expected"),
+    [
+        (False, False, "pyinit: n\npyinit: warning: w\npyinit: e\n"),
+        (True, False, "pyinit: i\npyinit: n\npyinit: warning: w\npyinit: e\n"),
+        (True, True, "pyinit: d\npyinit: i\npyinit: n\npyinit: warning: w\npyinit: e\n"),
+    ],
+)
+def test_levels(
+    informative: bool, verbose: bool, expected: str, console: Console, terminal: tuple[int, str]
+) -> None:
+    console.informative, console.verbose = informative, verbose
+    for say, text in ((console.debug, "d"), (console.info, "i"), (console.notice, "n"),
+                      (console.warning, "w"), (console.error, "e")):  # fmt: skip
+        say(text)
+    assert shown(terminal[0], "pyinit: e") == expected
+    assert len(console.record.data["messages"]) == 5
+
+
+def test_every_console_shows_it(
+    console: Console, terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller, device = os.openpty()
+    monkeypatch.setattr(console, "_screens", [terminal[1], "/nonexistent", os.ttyname(device)])
+    console.error("hello")
+    for end in (terminal[0], controller):
+        assert shown(end, "pyinit: hello") == "pyinit: hello\n"
+    os.close(controller)
+    os.close(device)
+
+
+def test_a_terminal_that_takes_nothing_is_given_up() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    assert not write_patiently(writer, b"x" * 1_000_000, patience=0.01)
+    os.close(reader)
+    assert not write_patiently(writer, b"x")
+    os.close(writer)

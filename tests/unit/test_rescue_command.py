@@ -1,0 +1,57 @@
+"""The command of the rescue shell, as far as it needs no machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyinit.config.options import boot_config
+from pyinit.rescue import cli
+
+
+@pytest.fixture
+def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "cmdline.d" / "90.conf"
+    monkeypatch.setattr(cli, "OVERRIDES", str(path))
+    return path
+
+
+def test_what_is_set_is_read_as_it_was_meant(overrides: Path) -> None:
+    assert cli.main(["set", "root=LABEL=my disk", "rw"]) == 0
+    assert cli.main(["set", "rootflags=noatime"]) == 0
+    config = boot_config(*overrides.read_bytes().splitlines())
+    assert (config.root, config.read_only, config.rootflags) == ("LABEL=my disk", False, "noatime")
+
+
+def test_a_misspelt_word_is_noticed_at_once(overrides: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["set", "rooot=1", "rd.tmeout=3", "greeting=hello"]) == 0
+    text = capsys.readouterr().out
+    assert "rooot is not known; did you mean root?" in text
+    assert "the nearest known word is rd.timeout" in text
+    assert "greeting" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["devcies"], "there is no command devcies; did you mean devices?"),
+        (["zzzzzz"], "there is no command zzzzzz\n"),
+        (["\x1b[2J"], "there is no command \\x1b[2J"),
+        (["set"], "pyinit set needs words"),
+        (["explain", "it"], "pyinit explain takes no further words"),
+    ],
+)
+def test_what_it_does_not_understand(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_alone_it_tells_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "pyinit set WORD" in capsys.readouterr().out
+
+
+def test_options_are_those_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["options"]) == 0
+    assert "rd.break" in capsys.readouterr().out

@@ -1,0 +1,151 @@
+"""Waiting for a device: what satisfies a want, what is said meanwhile, how it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from typing import cast
+
+import pytest
+
+from pyinit.devices.udev import Devices, UdevDaemon
+from pyinit.devices.view import DeviceView
+from pyinit.devices.waiting import Waiter, Want
+from pyinit.errors import BootError
+from pyinit.kernel.console import Console
+from pyinit.kernel.process import Children
+from pyinit.record import Record
+
+
+def disk(name: str, uuid: str, *, initialized: bool = True) -> DeviceView:
+    return DeviceView(
+        f"/sys/devices/{name}", name, "block", "disk", f"/dev/{name}", (254, len(name)), (),
+        {"ID_FS_UUID": uuid}, initialized,
+    )  # fmt: skip
+
+
+class FakeDevices:
+    """A monitor whose events are given beforehand: each batch is read at one wake-up."""
+
+    def __init__(self, present: list[DeviceView], *batches: list[tuple[str, DeviceView]] | OSError) -> None:
+        self.present = present
+        self.batches = list(batches)
+        self.kernel_names = [view.name for view in present]
+        self.reopened = 0
+        self._reader, self._writer = os.pipe()
+        os.write(self._writer, b"x" * len(self.batches))
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def reopen(self) -> None:
+        self.reopened += 1
+
+    def events(self) -> Iterator[tuple[str, DeviceView]]:
+        os.read(self._reader, 1)
+        batch = self.batches.pop(0)
+        if isinstance(batch, OSError):
+            raise batch
+        yield from batch
+
+    def names(self) -> list[str]:
+        return self.kernel_names
+
+    def size(self, name: str) -> int:
+        return 0 if name.startswith("loop") else 8
+
+    def enumerate(self) -> list[DeviceView]:
+        return self.present
+
+
+class FakeChildren:
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+
+    def watch(self) -> int:
+        return self._reader
+
+
+class FakeDaemon:
+    """A udevd that runs."""
+
+    def restart_if_dead(self) -> bool:
+        return False
+
+
+def with_uuid(uuid: str) -> Callable[[Collection[DeviceView]], list[DeviceView]]:
+    return lambda known: [view for view in known if view.properties["ID_FS_UUID"] == uuid]
+
+
+def wait(devices: FakeDevices, timeout: float | None = 0.0) -> tuple[DeviceView, Record]:
+    record = Record("1", "6")
+    waiter = Waiter(
+        cast(Devices, devices),
+        cast(UdevDaemon, FakeDaemon()),
+        cast(Children, FakeChildren()),
+        Console(record),
+    )
+    return waiter.wait(Want("root", "UUID=a", with_uuid("a"), timeout)), record
+
+
+def test_a_device_that_is_there_satisfies_at_once() -> None:
+    view, record = wait(FakeDevices([disk("vda", "b"), disk("vdb", "a")]))
+    assert view.node == "/dev/vdb"
+    (want,) = record.data["wants"]
+    assert (want["outcome"], want["by"], want["event"]) == ("satisfied", "/dev/vdb", "enumerated")
+
+
+def test_the_event_that_brings_the_device_satisfies() -> None:
+    devices = FakeDevices([], [("add", disk("vda", "b"))], [("change", disk("vdb", "a"))])
+    view, record = wait(devices, None)
+    assert view.node == "/dev/vdb"
+    assert record.data["wants"][0]["event"] == "change"
+    assert record.data["events"]["read"] == 2
+
+
+def test_a_device_that_udevd_has_not_processed_is_not_used() -> None:
+    with pytest.raises(BootError, match=r"E-DEV root: UUID=a did not appear within 0 s"):
+        wait(FakeDevices([disk("vda", "a", initialized=False)]))
+
+
+def test_a_device_that_went_away_is_forgotten() -> None:
+    gone = disk("vda", "b")
+    devices = FakeDevices([gone], [("remove", gone), ("add", disk("vdb", "a"))])
+    view, _ = wait(devices, None)
+    assert view.node == "/dev/vdb"
+
+
+def test_two_devices_that_match_are_both_named() -> None:
+    with pytest.raises(BootError) as caught:
+        wait(FakeDevices([disk("vda", "a"), disk("vdb2", "a")]))
+    assert caught.value.code == "E-AMBIG"
+    assert [line.split()[0] for line in caught.value.found] == ["/dev/vda", "/dev/vdb2"]
+
+
+def test_a_copy_that_is_still_on_its_way_is_not_overlooked() -> None:
+    devices = FakeDevices([disk("vda", "a")], [("add", disk("vdb2", "a"))])
+    devices.kernel_names = ["loop0", "vda", "vdb2"]
+    with pytest.raises(BootError, match="E-AMBIG 2 devices"):
+        wait(devices)
+
+
+def test_a_device_that_udevd_never_processes_does_not_hold_up_the_boot() -> None:
+    devices = FakeDevices([disk("vda", "a")])
+    devices.kernel_names = ["vda", "hung"]
+    view, _ = wait(devices, None)
+    assert view.node == "/dev/vda"
+
+
+def test_a_broken_monitor_is_opened_again_and_nothing_is_lost() -> None:
+    devices = FakeDevices([], OSError(105, "No buffer space available"))
+    original = devices.reopen
+
+    def reopen() -> None:
+        original()
+        devices.present = [disk("vda", "a")]
+
+    devices.reopen = reopen  # type: ignore[method-assign]
+    view, record = wait(devices, None)
+    assert view.node == "/dev/vda"
+    assert record.data["events"]["reopened"] == 1
+    assert any("events were lost" in message["text"] for message in record.data["messages"])
