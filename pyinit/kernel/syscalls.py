@@ -72,6 +72,9 @@ _NR_FINIT_MODULE = {
 }
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217, "armv7l": 218}
 
+_NR_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347, "armv7l": 382}
+_RENAME_EXCHANGE = 2
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
     ctypes.c_char_p,
@@ -108,6 +111,15 @@ def openat2(dirfd: int, path: str, flags: int, resolve: int = 0) -> int:
     """openat2(2) without a mode; returns a descriptor that exec closes. ENOSYS before Linux 5.6."""
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)
     return _syscall(path, _NR_OPENAT2, dirfd, os.fsencode(path), how, ctypes.sizeof(how))
+
+
+def exchange(dirfd: int, one: str, other: str) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: two names in one directory change places at once.
+
+    EINVAL from a file system that cannot do it; vfat can since Linux 6.0.
+    """
+    names = os.fsencode(one), os.fsencode(other)
+    _syscall(one, _number(_NR_RENAMEAT2), dirfd, names[0], dirfd, names[1], _RENAME_EXCHANGE)
 
 
 def finit_module(fd: int, options: str = "", flags: int = 0) -> None:

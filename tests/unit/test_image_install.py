@@ -74,17 +74,43 @@ def test_what_reads_back_differently_is_not_installed(
     assert image.read_bytes() == b"old"
 
 
-def test_without_hard_links_the_previous_image_is_renamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("with_exchange", [True, False])
+def test_without_hard_links_there_is_a_whole_image_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_exchange: bool
 ) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(errno.EPERM, "vfat has none")
 
+    def swap(directory: int, one: str, other: str) -> None:
+        if not with_exchange:
+            raise OSError(errno.EINVAL, "vfat of an old kernel")
+        os.rename(tmp_path / one, tmp_path / "between")
+        os.rename(tmp_path / other, tmp_path / one)
+        os.rename(tmp_path / "between", tmp_path / other)
+
     (tmp_path / "image").write_bytes(b"old")
     monkeypatch.setattr(os, "link", refuse)
-    install(tmp_path / "image", b"new")
+    monkeypatch.setattr("pyinit_image.install.exchange", swap)
+    install(tmp_path / "image", [b"n", b"ew"])
     assert (tmp_path / "image").read_bytes() == b"new"
     assert (tmp_path / "image.old").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["image", "image.old"]
+
+
+def test_the_last_step_that_fails_says_that_the_image_is_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fail(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(BuildError, match="image is the new image, but its directory cannot be synced"):
+        install(tmp_path / "image", b"new")
+    assert (tmp_path / "image").read_bytes() == b"new"
 
 
 def test_builders_take_turns(tmp_path: Path) -> None:
@@ -100,8 +126,9 @@ def test_builders_take_turns(tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_hold_an_image(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="cannot be opened: No such file"):
+    with pytest.raises(BuildError, match="cannot be opened: No such file") as caught:
         install(tmp_path / "none/image", b"")
+    assert "a directory that exists" in caught.value.hint
     (tmp_path / "folder").mkdir()
     with pytest.raises(BuildError, match="is not a regular file"):
         install(tmp_path / "folder", b"")
