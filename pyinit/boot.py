@@ -60,6 +60,7 @@ class Boot:
         self.root: DeviceView | None = None
         self._mounted_here = False
         self._breaks_done: set[str] = set()
+        self._hooks_done: set[tuple[str, str]] = set()
         self._idle_shells = 0
         self.init: switch_root.InitChoice | None = None
 
@@ -81,7 +82,11 @@ class Boot:
         while True:  # The last stage does not return when it succeeds.
             name, stage = stages[position]
             # A person who changed what was asked for starts the story again; what is done already stays.
-            position = position + 1 if self._go_through(name, stage) else 0
+            if self._go_through(name, stage):
+                position += 1
+            else:
+                position = 0
+                self._hooks_done.clear()
 
     # The stages.
 
@@ -301,7 +306,11 @@ class Boot:
                     if self._must_start_again():
                         return False
                 entry = self.record.add("stages", name=name, start=now(), end=now(), outcome="running")
+                if name != "cmdline":
+                    self._call_hooks(name)
                 stage()
+                if name == "cmdline":
+                    self._call_hooks(name)
             except BaseException as exception:
                 if entry:
                     code = exception.code if isinstance(exception, BootError) else "E-INTERNAL"
@@ -312,6 +321,24 @@ class Boot:
                 continue
             entry.update(end=now(), outcome="done")
             return True
+
+    def _call_hooks(self, stage: str) -> None:
+        """The hooks that were built into the image for this stage."""
+        function = stage.replace("-", "_")
+        names = self.sealed.hooks.get(function, ()) if self.sealed else ()
+        if not names:
+            return
+        from pyinit import hooks
+
+        words = parse_command_line(b" ".join(line.strip() for line in self._sources))
+        facts = hooks.Facts(
+            self.config,
+            words,
+            tuple(self.waiter.known.values()) if self.waiter else (),
+            self.root,
+            SYSROOT if _is_mounted(SYSROOT) else "",
+        )
+        hooks.call(function, names, self._hooks_done, facts, self.children, self.console)
 
     def _break(self, name: str) -> None:
         """Open the shell that rd.break asks for, if one is allowed."""

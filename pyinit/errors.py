@@ -12,6 +12,7 @@ CODES: dict[str, str] = {
     "E-MOUNT": "a file system cannot be mounted",
     "E-ROOTFS": "what was mounted does not look like a root file system",
     "E-INIT": "the new root has no init that can be executed",
+    "E-HOOK": "a boot hook of the machine's owner failed",
     "E-SWITCH": "the switch to the new root failed",
     "E-INTERNAL": "a defect of pyinit itself",
 }

@@ -12,7 +12,8 @@ from pathlib import Path
 from pyinit.config.sealed import CONFIG_PATH, SealedConfig, dump_config
 from pyinit.text import printable
 
-from . import base, compress, cpio, kmods, python, tools, udev
+from . import base, compress, cpio, features, kmods, python, tools, udev
+from . import hooks as boot_hooks
 from .errors import BuildError
 from .install import install
 from .plan import Entry, Plan, members
@@ -44,6 +45,12 @@ class BuildSpec:
     """Words that stand before those of the kernel's own command line."""
     includes: tuple[tuple[Path | str | bytes, str], ...] = ()
     """(file or directory of this machine, or content; absolute place in the image)."""
+    features: tuple[str, ...] = ()
+    """Names of features to add whether they are wanted or not."""
+    without: tuple[str, ...] = ()
+    """Names of features to leave out even if they are wanted."""
+    hooks: tuple[Path, ...] = ()
+    """Files of boot hooks, beside those in /etc/pyinit/hooks.d of the target system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +87,13 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
     step("looking at the target system")
     plan = Plan(Sysroot(spec.sysroot))
     # The search for Python modules is another process: it works while we do the rest.
-    scan = python.Scan(plan.sysroot, plan.walker)
+    hooks = boot_hooks.read(plan.sysroot, spec.hooks)
+    scan = python.Scan(plan.sysroot, plan.walker, hooks)
     try:
         kernel = kmods.Kernel(plan.sysroot, spec.kernel_version)
         compress.check_kernel(spec.compress, kernel.config)
+        target = features.Target(plan.sysroot, kernel, spec.mode, spec.rescue, spec.cmdline)
+        chosen = features.choose(plan, target, spec.features, spec.without)
         base.collect(plan, scan.interpreter.path)
         step("kernel modules")
         index = kmods.collect(plan, kernel, spec.mode, spec.modules)
@@ -91,13 +101,21 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
         tools.collect_modprobe(plan)
         shell = tools.collect_rescue(plan, scan.interpreter.path) if spec.rescue == "open" else ""
         daemon = udev.collect(plan, frozenset(index.modules) | index.builtin, shell)
+        features.collect(plan, target, chosen)
         step("Python")
         python.collect(plan, scan)
     finally:
         scan.cancel()
     _libraries(plan, scan.interpreter.path)
     config = SealedConfig(
-        kernel.release, spec.mode, spec.rescue, spec.cmdline, daemon, shell, dict(LIBRARIES)
+        kernel.release,
+        spec.mode,
+        spec.rescue,
+        spec.cmdline,
+        daemon,
+        shell,
+        dict(LIBRARIES),
+        boot_hooks.table(hooks),
     )
     plan.source = "base"
     plan.data(CONFIG_PATH, dump_config(config), "what was decided when the image was built")

@@ -108,6 +108,22 @@ def _parser() -> argparse.ArgumentParser:
         default="open",
         help="when a boot fails: a shell for whoever sits there, or none in the image at all (default: open)",
     )
+    add(
+        "--feature",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="add a feature, of pyinit or of an installed package (repeatable)",
+    )
+    add("--no-feature", action="append", default=[], metavar="NAME", help="leave a feature out (repeatable)")
+    add(
+        "--hook",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a Python file of boot hooks, beside those of /etc/pyinit/hooks.d (repeatable)",
+    )
     add("--cmdline", default="", metavar="WORDS", help="words to stand before the kernel's command line")
     add("-q", "--quiet", action="store_true", help="print errors and warnings only")
     command.set_defaults(run=_build)
@@ -155,6 +171,9 @@ def _build(options: argparse.Namespace) -> int:
         rescue=options.rescue,
         cmdline=options.cmdline,
         includes=tuple(includes),
+        features=tuple(options.feature),
+        without=tuple(options.no_feature),
+        hooks=tuple(options.hook),
     )
     live = sys.stderr.isatty() and not options.quiet
 

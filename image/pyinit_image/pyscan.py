@@ -10,6 +10,7 @@ by it (3.11 or later), alone: it imports nothing of ours. Standard input is a JS
 ``thorough``  packages and modules whose imports inside functions are followed, too; elsewhere they belong to
               features that a boot does not use
 ``strict``    packages whose imports must exist unless an ImportError is caught
+``checked``   packages whose byte code is only used while the source beside it is the one it was made of
 
 Standard output is one line of JSON, then the blobs it refers to by (offset, length).
 """
@@ -229,7 +230,9 @@ def scan(request: dict[str, Any]) -> tuple[bytes, list[bytes]]:
             row["kind"] = "frozen"
             continue
         code = marshal.dumps(compile(tree, place, "exec", dont_inherit=True, optimize=0))
-        head = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(source)
+        # Byte code that goes by the hash of its source (PEP 552): bit 1 asks for the comparison.
+        flags = 3 if top in request.get("checked", ()) else 1
+        head = importlib.util.MAGIC_NUMBER + flags.to_bytes(4, "little") + importlib.util.source_hash(source)
         row["code"] = [offset, len(head) + len(code)]
         blobs += (head, code)
         offset += len(head) + len(code)

@@ -8,14 +8,18 @@ import platform
 import posixpath
 import re
 import subprocess
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyinit.hooks import PACKAGE as HOOKS
 from pyinit.text import printable
 
 from .elf import Walker
 from .errors import BuildError
+from .hooks import Hook
 from .plan import Plan
 from .sysroot import Sysroot
 
@@ -35,9 +39,13 @@ EXTRA_ROOTS = (
     ("linecache", "source lines of a traceback"),
 )
 
+#: What counts as ours in ``ls --by-reason``.
+OWN = ("pyinit", "pyudev", "psutil")
+
 #: Imports inside functions are followed in our packages, and in what a failure must be able to use.
 THOROUGH = (
     "pyinit",
+    HOOKS,
     "pyudev",
     "psutil",
     "traceback",
@@ -117,8 +125,9 @@ def find(sysroot: Sysroot, walker: Walker) -> Interpreter:
 class Scan:
     """The search for modules, as a process of the target's interpreter. Started early, collected late."""
 
-    def __init__(self, sysroot: Sysroot, walker: Walker) -> None:
+    def __init__(self, sysroot: Sysroot, walker: Walker, hooks: Sequence[Hook] = ()) -> None:
         self.interpreter = find(sysroot, walker)
+        self._folder = tempfile.TemporaryDirectory(prefix="pyinit-image-")
         own = package_directory("pyinit")
         roots = [[name, reason] for name, reason in EXTRA_ROOTS]
         roots += [[name, "part of pyinit"] for name in _modules(own)]
@@ -127,6 +136,14 @@ class Scan:
         path: list[list[object]] = [[str(own.parent), PACKAGES, True, ["pyinit"]]]
         for name in ("pyudev", "psutil"):
             path.append([str(package_directory(name).parent), PACKAGES, False, [name]])
+        if hooks:
+            roots += [[f"{HOOKS}.{hook.name}", hook.origin] for hook in hooks]
+            path.append([self._folder.name, PACKAGES, True, [HOOKS]])
+            package = Path(self._folder.name, HOOKS)
+            package.mkdir()
+            (package / "__init__.py").touch()
+            for hook in hooks:
+                (package / f"{hook.name}.py").write_bytes(hook.source)
         path.append([library, self.interpreter.library, False, None])
         path.append([f"{library}/lib-dynload", f"{self.interpreter.library}/lib-dynload", False, None])
         request = {
@@ -134,7 +151,8 @@ class Scan:
             "roots": roots,
             "exclude": list(EXCLUDED),
             "thorough": THOROUGH,
-            "strict": ["pyinit"],
+            "strict": ["pyinit", HOOKS],
+            "checked": [HOOKS],
         }
         self._process = subprocess.Popen(
             [*_command(sysroot, walker, self.interpreter), str(Path(__file__).with_name("pyscan.py"))],
@@ -155,6 +173,7 @@ class Scan:
     def result(self) -> tuple[dict[str, Any], bytes]:
         """Wait for the end; return the table of modules and the blobs that it refers to."""
         output, errors = self._process.communicate()
+        self._folder.cleanup()
         if self._process.returncode != 0:
             lines = errors.decode("utf-8", "replace").strip().splitlines()
             raise BuildError(
@@ -175,6 +194,7 @@ class Scan:
         if self._process.poll() is None:
             self._process.kill()
         self._process.communicate()
+        self._folder.cleanup()
 
 
 def collect(plan: Plan, scan: Scan) -> Interpreter:
@@ -198,7 +218,8 @@ def collect(plan: Plan, scan: Scan) -> Interpreter:
         return f"{row['path']}c" if "code" in row else None
 
     for name, row in sorted(modules.items()):
-        plan.source = "pyinit" if name.partition(".")[0] in ("pyinit", "pyudev", "psutil") else "python"
+        top = name.partition(".")[0]
+        plan.source = "hooks" if top == HOOKS else "pyinit" if top in OWN else "python"
         parent = place(row.get("parent")) or interpreter.path
         reason = row.get("reason", "")
         if row.get("parent"):

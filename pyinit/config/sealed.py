@@ -34,6 +34,8 @@ class SealedConfig(NamedTuple):
     """Path of the rescue shell in the image; empty when there is none."""
     libraries: dict[str, str]
     """File names of the shared libraries that are looked up by short name: ``udev``, ``c``."""
+    hooks: dict[str, list[str]] = {}  # noqa: RUF012 (nobody changes it)
+    """By hook function: the names of the files that have it, in the order of their calls."""
 
 
 class ModuleEntry(NamedTuple):
@@ -77,7 +79,12 @@ def parse_config(data: bytes) -> SealedConfig:
     libraries = raw.get("libraries")
     if not isinstance(libraries, dict) or not all(isinstance(v, str) for v in libraries.values()):
         _damaged(CONFIG_PATH, "libraries is not a table of strings")
-    return SealedConfig(**values, libraries=libraries)
+    hooks = raw.get("hooks")
+    if not isinstance(hooks, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in hooks.values()
+    ):
+        _damaged(CONFIG_PATH, "hooks is not a table of lists of strings")
+    return SealedConfig(**values, libraries=libraries, hooks=hooks)
 
 
 def dump_config(config: SealedConfig) -> bytes:
