@@ -42,12 +42,6 @@ def read(sysroot: Sysroot, files: Sequence[Path]) -> list[Hook]:
 
     A file hides the target's one of the same name. :class:`BuildError` names the line that is wrong.
     """
-    found: dict[str, Hook] = {}
-    for name in sysroot.list(DIRECTORY):
-        if name.endswith(".py"):
-            place = f"{DIRECTORY}/{name}"
-            hook = _hook(name, sysroot.read(place), str(sysroot.host(place)), place)
-            found[hook.name] = hook
     given: dict[str, Path] = {}
     for path in files:
         if path.name in given:
@@ -57,7 +51,14 @@ def read(sysroot: Sysroot, files: Sequence[Path]) -> list[Hook]:
                 hint="Rename one: the hooks of a stage are called in the order of their names.",
             )
         given[path.name] = path
-        hook = _hook(path.name, read_regular(path)[0], str(path), f"--hook {path}")
+    found: dict[str, Hook] = {}
+    for name in sysroot.list(DIRECTORY):
+        if name.endswith(".py") and name not in given:
+            place = f"{DIRECTORY}/{name}"
+            hook = _hook(name, sysroot.read(place), str(sysroot.host(place)), place)
+            found[hook.name] = hook
+    for name, path in given.items():
+        hook = _hook(name, read_regular(path)[0], str(path), f"--hook {path}")
         found[hook.name] = hook
     return [found[name] for name in sorted(found)]
 

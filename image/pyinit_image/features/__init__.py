@@ -100,6 +100,8 @@ def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:
                 raise TypeError(f"{entry.value} is not a subclass of pyinit_image.features.Feature")
             if entry.name in found:
                 raise ValueError("there is another one of that name")
+            if kind.name != entry.name:
+                raise ValueError(f"its class calls itself {kind.name!r}")
             found[entry.name] = kind()
         except Exception as error:
             message = f"{owner} cannot be used: {_tell(error)}"
