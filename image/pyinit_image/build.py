@@ -15,7 +15,7 @@ from pyinit.text import printable
 from . import base, compress, cpio, features, kmods, python, tools, udev
 from . import hooks as boot_hooks
 from .errors import BuildError
-from .install import install
+from .install import check, install
 from .plan import Entry, Plan, members
 from .sysroot import Sysroot, read_regular
 
@@ -72,6 +72,8 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
     ``progress`` is told what comes next. Raises :class:`BuildError`; nothing is written then.
     """
     _check(spec)
+    if spec.output is not None:
+        check(Path(spec.output))
     seconds: dict[str, float] = {}
     before, current = time.monotonic(), ""
 

@@ -36,6 +36,26 @@ HINTS = {
 }
 
 
+def check(path: Path) -> None:
+    """Tell at once, before a build, that ``path`` cannot become an image."""
+    path = Path(os.path.abspath(path))
+    shown = printable(str(path))
+    try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_directory(path, error) from error
+    try:
+        _is_regular(directory, path.name)
+        if os.fstatvfs(directory).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    except OSError as error:
+        raise BuildError(
+            f"{shown} cannot be written: {error.strerror}", hint=HINTS.get(error.errno or 0, "")
+        ) from error
+    finally:
+        os.close(directory)
+
+
 def install(path: Path, data: bytes | Sequence[bytes]) -> None:
     """Write ``data``, whole or in pieces, to ``path``.
 
@@ -48,10 +68,7 @@ def install(path: Path, data: bytes | Sequence[bytes]) -> None:
     try:
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise BuildError(
-            f"{printable(str(path.parent))} cannot be opened: {error.strerror}",
-            hint="--output names a file in a directory that exists.",
-        ) from error
+        raise _no_directory(path, error) from error
     try:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
@@ -72,6 +89,13 @@ def install(path: Path, data: bytes | Sequence[bytes]) -> None:
     finally:
         with suppress(OSError):  # Everything has been synced: closing says nothing new.
             os.close(directory)
+
+
+def _no_directory(path: Path, error: OSError) -> BuildError:
+    return BuildError(
+        f"{printable(str(path.parent))} cannot be opened: {error.strerror}",
+        hint="--output names a file in a directory that exists.",
+    )
 
 
 def _replace(directory: int, name: str, pieces: list[bytes]) -> None:

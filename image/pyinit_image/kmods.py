@@ -32,6 +32,8 @@ from .sysroot import Sysroot
 #: Suffix of a compressed module, and what the kernel's configuration calls the method.
 COMPRESSED = {".xz": "XZ", ".zst": "ZSTD", ".gz": "GZIP"}
 
+REGENERATE = "Write it again with depmod in the target system, or install its kernel package again."
+
 MODPROBE_DIRECTORIES = (
     "/etc/modprobe.d",
     "/usr/local/lib/modprobe.d",
@@ -139,7 +141,7 @@ def parse_dep(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Decode modules.dep: name to (path, names of all modules it depends on, in loading order).
 
     Raises :class:`BuildError` with the line for what is not ``path: path...``, for a dependency that has no
-    line of its own (a truncated file) and for a module that depends on itself.
+    line of its own (a truncated file) and for modules that depend on themselves or on each other.
     """
     modules: dict[str, tuple[str, tuple[str, ...]]] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -147,20 +149,51 @@ def parse_dep(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
             continue
         path, colon, rest = line.partition(":")
         if not colon or ".ko" not in path:
-            raise BuildError(f"modules.dep line {number}: no module and colon: {printable(line[:80])}")
+            raise BuildError(
+                f"modules.dep line {number}: no module and colon: {printable(line[:80])}", hint=REGENERATE
+            )
         # depmod writes them in the order in which modprobe -r would remove them.
         needs = tuple(module_name(need) for need in reversed(rest.split()))
         name = module_name(path)
         if name in needs:
-            raise BuildError(f"modules.dep line {number}: {printable(name)} depends on itself")
+            raise BuildError(
+                f"modules.dep line {number}: {printable(name)} depends on itself", hint=REGENERATE
+            )
         modules[name] = (path.strip(), needs)
     for name, (_, needs) in modules.items():
         for need in needs:
             if need not in modules:
                 raise BuildError(
-                    f"modules.dep: {printable(name)} needs {printable(need)}, which is not listed"
+                    f"modules.dep: {printable(name)} needs {printable(need)}, which is not listed",
+                    hint=REGENERATE,
                 )
+    circle = _circle(modules)
+    if circle:
+        chain = " needs ".join(printable(name) for name in (*circle, circle[0]))
+        raise BuildError(f"modules.dep: modules that need each other: {chain}", hint=REGENERATE)
     return modules
+
+
+def _circle(modules: dict[str, tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Names of modules each of which needs the next one, the last the first; none in a good file."""
+    finished: set[str] = set()
+    for start in modules:
+        way = {start: None}
+        todo = [(start, iter(modules[start][1]))] if start not in finished else []
+        while todo:
+            name, needs = todo[-1]
+            need = next((need for need in needs if need not in finished), None)
+            if need is None:
+                finished.add(name)
+                del way[name]
+                todo.pop()
+            elif need in way:
+                names = list(way)
+                return names[names.index(need) :]
+            else:
+                way[need] = None
+                todo.append((need, iter(modules[need][1])))
+    return []
 
 
 def parse_alias(text: str) -> list[tuple[str, str]]:

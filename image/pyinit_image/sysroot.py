@@ -16,6 +16,9 @@ from pyinit.text import printable
 
 from .errors import BuildError
 
+#: The longest file that a newc archive can hold: its header has 32 bits for the size.
+MAX_FILE = 2**32 - 1
+
 #: Links the kernel follows in one look-up before it gives up with ELOOP (path_resolution(7)).
 MAX_LINKS = 40
 
@@ -124,6 +127,15 @@ class Sysroot:
         return self._links[path]
 
 
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
 def read_regular(path: Path) -> tuple[bytes, int]:
     """Content and permission bits of a regular file of this machine; :class:`BuildError` for anything else.
 
@@ -131,20 +143,42 @@ def read_regular(path: Path) -> tuple[bytes, int]:
     hang the build.
     """
     try:
+        # Looked at first: to open a device may already be to use it, a watchdog for example.
+        _refuse_special(path, os.stat(path).st_mode)
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as stream:
             status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise BuildError(f"{printable(str(path))} is not a regular file")
-            data = stream.read()
+            _refuse_special(path, status.st_mode)
+            if status.st_size > MAX_FILE:
+                raise BuildError(
+                    f"{printable(str(path))} has {status.st_size} bytes; "
+                    f"an image can hold files of up to {MAX_FILE} bytes (4 GiB)"
+                )
+            # One byte more than there should be: a file that never ends is noticed, not followed.
+            data = stream.read(status.st_size + 1)
+            after = os.fstat(fd)
     except OSError as error:
         raise BuildError(
             f"{printable(str(path))} cannot be read: {error.strerror}",
             hint="Run the build as a user who may read it." if isinstance(error, PermissionError) else "",
         ) from error
-    if len(data) != status.st_size:
+    except MemoryError:
         raise BuildError(
-            f"{printable(str(path))} changed while it was read: {status.st_size} bytes, then {len(data)}",
+            f"{printable(str(path))} has {status.st_size} bytes, more than there is memory for"
+        ) from None
+    if len(data) != status.st_size or after.st_mtime_ns != status.st_mtime_ns:
+        raise BuildError(
+            f"{printable(str(path))} changed while it was read: {status.st_size} bytes, then "
+            + (f"{len(data)}" if len(data) <= status.st_size else "more"),
             hint="Build again when nothing is being installed.",
         )
     return data, stat.S_IMODE(status.st_mode)
+
+
+def _refuse_special(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise BuildError(
+            f"{printable(str(path))} is not a regular file but {kind}",
+            hint="Only regular files, directories and symbolic links can be taken into an image.",
+        )
