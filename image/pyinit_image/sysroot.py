@@ -73,7 +73,8 @@ class Sysroot:
             links.append((step, target))
             if len(links) > MAX_LINKS:
                 raise BuildError(
-                    f"{printable(path)} in {printable(str(self.root))}: a loop of symbolic links"
+                    f"{printable(path)} in {printable(str(self.root))}: a loop of symbolic links "
+                    f"at {printable(step)} -> {printable(target)}"
                 )
             if target.startswith("/"):
                 here = "/"
