@@ -35,6 +35,7 @@ PACKAGES = {
     "btrfs-progs": "makes btrfs disks",
     "squashfs-tools": "makes squashfs disks",
     "zstd": "compresses images",
+    "kmod": "what the order of modules is compared with",
     "python3-venv": "the Python environment in .venv",
 }
 USER_PACKAGES = {
