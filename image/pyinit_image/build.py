@@ -98,7 +98,7 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
         chosen = features.choose(plan, target, spec.features, spec.without)
         base.collect(plan, scan.interpreter.path)
         step("kernel modules")
-        index = kmods.collect(plan, kernel, spec.mode, spec.modules)
+        index = kmods.collect(plan, kernel, spec.mode, spec.modules, features.modules(target, chosen))
         step("programs")
         tools.collect_modprobe(plan)
         shell = tools.collect_rescue(plan, scan.interpreter.path) if spec.rescue == "open" else ""

@@ -434,18 +434,21 @@ def read_modprobe(sysroot: Sysroot) -> Modprobe:
     )
 
 
-def select(kernel: Kernel, mode: str, wanted: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+def select(
+    kernel: Kernel, mode: str, wanted: Sequence[str], others: Sequence[tuple[str, str]] = ()
+) -> dict[str, tuple[str, str | None]]:
     """The modules of an image: name to (reason, the module that wants it).
 
-    Raises :class:`BuildError` for a wanted module that the kernel does not have.
+    ``others`` are (name, reason) of modules that somebody else than the user wants. Raises
+    :class:`BuildError` for a wanted module that the kernel does not have.
     """
     selected: dict[str, tuple[str, str | None]] = {}
-    for name in wanted:
+    for name, asked in (*((name, f"--module {printable(name)}") for name in wanted), *others):
         found = kernel.find(name)
         if not found and canonical(name) not in kernel.builtin:
             raise _unknown(kernel, name)
         for module in found:
-            selected.setdefault(module, (f"--module {printable(name)}", None))
+            selected.setdefault(module, (asked, None))
     if mode == "generic":
         for name, (path, _) in kernel.modules.items():
             below = path.removeprefix("kernel/")
@@ -471,9 +474,11 @@ def select(kernel: Kernel, mode: str, wanted: Sequence[str]) -> dict[str, tuple[
     return selected
 
 
-def collect(plan: Plan, kernel: Kernel, mode: str, wanted: Sequence[str]) -> ModuleIndex:
+def collect(
+    plan: Plan, kernel: Kernel, mode: str, wanted: Sequence[str], others: Sequence[tuple[str, str]] = ()
+) -> ModuleIndex:
     """Add the modules with their firmware, the indexes for kmod, and the index for PID 1."""
-    selected = select(kernel, mode, wanted)
+    selected = select(kernel, mode, wanted, others)
     places: dict[str, str] = {}
     plan.source = "modules"
     firmware: dict[str, list[str]] = {}

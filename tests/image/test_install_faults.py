@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from pyinit.config.sealed import CONFIG_PATH, SENTINEL_PATH, parse_config
+from pyinit_image import archive
+from pyinit_qemu.debian import DebianRoot
+
 SHIM = Path(__file__).with_name("install_faults.py")
 KILLED, DONE, REFUSED = -9, 0, 1
 
@@ -96,6 +100,32 @@ def test_I4_eight_builders_at_once(tmp_path: Path) -> None:
     for path in (image, tmp_path / "image.old"):
         content = path.read_bytes()
         assert len(content) == 200_000 and content == content[:2] * 100_000
+
+
+def test_I4_eight_whole_builds_at_once(bookworm: DebianRoot, tmp_path: Path) -> None:
+    command = (
+        *(sys.executable, "-m", "pyinit_image.cli", "build", "--quiet", "-o", tmp_path / "image"),
+        *(
+            "--sysroot",
+            bookworm.tree,
+            "--mode",
+            "list",
+            "--module",
+            "ext4",
+            "--compress",
+            "none",
+            "--cmdline",
+        ),
+    )
+    builders = [subprocess.Popen([*command, f"builder={number}"]) for number in range(8)]
+    assert [builder.wait() for builder in builders] == [0] * 8
+    assert sorted(os.listdir(tmp_path)) == ["image", "image.old"]
+    winners = []
+    for name in ("image", "image.old"):
+        members = archive.tree(archive.read((tmp_path / name).read_bytes()))
+        assert list(members)[-1] == SENTINEL_PATH
+        winners.append(parse_config(members[CONFIG_PATH].data).cmdline)
+    assert len(set(winners)) == 2 and all(winner.startswith("builder=") for winner in winners)
 
 
 @pytest.mark.parametrize("name", [".image.new", ".image.spare", "image.old"])

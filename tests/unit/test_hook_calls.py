@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+import pyinit
 from pyinit import hooks
 from pyinit.config.cmdline import parse
 from pyinit.config.options import boot_config
@@ -145,3 +148,16 @@ def test_what_a_hook_may_know_and_say(define: Define) -> None:
     log = Log()
     call(["a"], set(), log)
     assert log.lines == [r"hook a: a\x0ab", "warning: hook a: c"]
+
+
+def test_a_boot_without_hooks_does_not_import_them() -> None:
+    """Nothing that is imported at once imports this module: only a function of boot.py does."""
+    users = []
+    for path in Path(pyinit.__path__[0]).rglob("*.py"):
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, ast.ImportFrom):
+                names = {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+                users += [path.name] if "pyinit.hooks" in names else []
+            elif isinstance(node, ast.Import):
+                users += [path.name] if any(alias.name == "pyinit.hooks" for alias in node.names) else []
+    assert users == []

@@ -12,6 +12,7 @@ import pytest
 from pyinit_image import features
 from pyinit_image.errors import BuildError
 from pyinit_image.features import Feature, Need, Target
+from pyinit_image.kmods import Kernel, Modprobe, select
 from pyinit_image.plan import Plan
 from pyinit_image.sysroot import Sysroot
 
@@ -86,6 +87,29 @@ def test_what_it_needs_is_missing(plan: Plan) -> None:
     with pytest.raises(BuildError, match="feature wanted needs /usr/bin/tool") as caught:
         names(plan, ["wanted"], [])
     assert caught.value.hint == "Install in the target system: tool-package"
+
+
+def test_modules_carry_the_feature_and_its_reason(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Modest, "modules", lambda self, target: ("loop", "fs-vfat"))
+    chosen = features.choose(plan, target(plan), ["modest"], [])
+    assert features.modules(target(plan), chosen) == [
+        ("loop", "feature modest: --feature modest"),
+        ("fs-vfat", "feature modest: --feature modest"),
+    ]
+    kernel_modules = {
+        "loop": ("kernel/loop.ko", ()),
+        "vfat": ("kernel/vfat.ko", ("fat",)),
+        "fat": ("kernel/fat.ko", ()),
+    }
+    kernel = Kernel.__new__(Kernel)
+    kernel.modules, kernel.builtin, kernel.modprobe = kernel_modules, frozenset(), Modprobe()
+    kernel._literal, kernel._patterns, kernel._before, kernel._after = {"fs_vfat": ["vfat"]}, [], {}, {}
+    selected = select(kernel, "list", ["loop"], features.modules(target(plan), chosen))
+    assert selected == {
+        "loop": ("--module loop", None),
+        "vfat": ("feature modest: --feature modest", None),
+        "fat": ("dependency", "vfat"),
+    }
 
 
 Package = Callable[[str, str], None]

@@ -70,9 +70,15 @@ class Feature:
         """
         return ()
 
+    def modules(self, target: Target) -> Iterable[str]:
+        """Kernel modules or aliases that it works with: they come along, with what they need.
+
+        One that the kernel does not have is an error; ``target.kernel.find`` tells beforehand.
+        """
+        return ()
+
     def add(self, plan: Plan, target: Target, reason: str) -> None:
         """Add its entries; ``reason`` is why the feature is there."""
-        raise NotImplementedError
 
 
 class Chosen(NamedTuple):
@@ -156,6 +162,15 @@ def choose(plan: Plan, target: Target, asked: Sequence[str], without: Sequence[s
             )
         plan.warn(f"{message}; left out although {reason}")
     return chosen
+
+
+def modules(target: Target, chosen: Iterable[Chosen]) -> list[tuple[str, str]]:
+    """(name, reason) of the kernel modules of the features."""
+    return [
+        (name, f"feature {feature.name}: {reason}")
+        for feature, reason in chosen
+        for name in _guard(feature, partial(feature.modules, target))
+    ]
 
 
 def collect(plan: Plan, target: Target, chosen: Iterable[Chosen]) -> None:
