@@ -112,6 +112,18 @@ def test_modules_carry_the_feature_and_its_reason(plan: Plan, monkeypatch: pytes
     }
 
 
+def test_a_feature_that_fails_half_way_through_its_modules(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Feature, target: Target) -> Iterable[str]:
+        yield "loop"
+        raise KeyError("x")
+
+    monkeypatch.setattr(Modest, "modules", fail)
+    with pytest.raises(BuildError, match="feature modest failed: KeyError: 'x'"):
+        features.modules(target(plan), features.choose(plan, target(plan), ["modest"], []))
+
+
 Package = Callable[[str, str], None]
 
 

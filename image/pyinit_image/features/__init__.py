@@ -169,7 +169,7 @@ def modules(target: Target, chosen: Iterable[Chosen]) -> list[tuple[str, str]]:
     return [
         (name, f"feature {feature.name}: {reason}")
         for feature, reason in chosen
-        for name in _guard(feature, partial(feature.modules, target))
+        for name in _guard(feature, partial(_modules, feature, target))
     ]
 
 
@@ -178,6 +178,10 @@ def collect(plan: Plan, target: Target, chosen: Iterable[Chosen]) -> None:
     for feature, reason in chosen:
         plan.source = f"feature {feature.name}"
         _guard(feature, partial(feature.add, plan, target, reason))
+
+
+def _modules(feature: Feature, target: Target) -> list[str]:
+    return list(feature.modules(target))
 
 
 def _missing(feature: Feature, target: Target) -> list[Need]:
