@@ -27,8 +27,9 @@ def initramfs(
     spec = BuildSpec(sysroot=debian.tree, kernel_version=debian.release, **options)
     recipe = {
         "debian": debian.source.digest,
-        "options": {name: value for name, value in options.items() if name != "includes"},
+        "options": {name: value for name, value in options.items() if name not in ("includes", "hooks")},
         "includes": [(_digest(source), target) for source, target in spec.includes],
+        "hooks": [(path.name, digest_file(path)) for path in spec.hooks],
         "code": [_digest_code(Path(package.__path__[0])) for package in (pyinit, pyinit_image)],
         "foreign": [(name, importlib.metadata.version(name)) for name in _FOREIGN],
     }

@@ -152,6 +152,11 @@ def calls(directory: Path) -> None:
             print(json.dumps({"name": name, **fault(directory, number, action)}))
 
 
+def order(directory: Path) -> None:
+    """The calls of one installation, in order."""
+    print(json.dumps({"calls": trace(directory)}))
+
+
 def full(directory: Path) -> None:
     """``directory`` is on a file system that has room for both images and, step by step, for a third."""
     lay_out(directory)
@@ -194,4 +199,4 @@ def killed(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"calls": calls, "full": full, "killed": killed}[sys.argv[1]](Path(sys.argv[2]))
+    {"calls": calls, "order": order, "full": full, "killed": killed}[sys.argv[1]](Path(sys.argv[2]))

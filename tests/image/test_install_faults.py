@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_I1_I3_every_call_of_the_installation_fails_or_is_the_last(tmp_path: Pat
         assert case["status"] in (DONE, REFUSED), case
         assert case["previous"] in ("older", "old"), case
         assert case["again"] == DONE and case["then"]["image"] == "new" and not case["then"]["litter"], case
+
+
+def test_I2_what_a_power_cut_may_undo_is_never_the_only_image(tmp_path: Path) -> None:
+    """Nothing gets the image's name before its bytes are on the disk, and the names are synced at the end."""
+    (case,) = cases("order", tmp_path / "boot")
+    shown = ("flock", "open", "fchmod", "write", "fsync", "read", "link", "rename")
+    calls = [call for call, _ in groupby(call for call in case["calls"] if call in shown)]
+    assert calls == [
+        *("open", "flock", "open", "fchmod", "write", "fsync", "read"),
+        *("link", "rename", "fsync"),
+    ]  # fmt: skip
 
 
 def test_I3_a_full_disk_leaves_the_old_image(tmp_path: Path) -> None:
