@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from built_image import Image
 
+from pyinit.config.sealed import CONFIG_PATH, parse_config
 from pyinit_image import archive, cpio
 from pyinit_qemu.debian import DebianRoot
 
@@ -354,6 +355,57 @@ class TestOutput:
     def test_S8_only_the_owner_may_read_an_image(self, lab: Laboratory) -> None:
         lab.members(before="umask 0")
         assert stat.S_IMODE(lab.output.stat().st_mode) == 0o600
+
+
+class TestExtensions:
+    def test_hooks_of_the_target_come_along_with_what_they_import(
+        self, lab: Laboratory, tmp_path: Path
+    ) -> None:
+        source = (
+            b"import colorsys\ntry:\n    import nowhere\nexcept ImportError: pass\ndef mount(moment): pass\n"
+        )
+        lab.write("etc/pyinit/hooks.d/50-colour.py", source)
+        members = lab.members()
+        place = "/usr/lib/pyinit/pyinit_hooks/50-colour.py"
+        assert (members[place].data, members[place].mode) == (source, stat.S_IFREG | 0o644)
+        assert "/usr/lib/python3.11/colorsys.pyc" in members
+        code = members["/usr/lib/pyinit/pyinit_hooks/__pycache__/50-colour.cpython-311.pyc"].data
+        # PEP 552: by the hash of the source, which is compared, so that a corrected file counts.
+        assert code[4:8] == b"\3\0\0\0"
+        assert parse_config(members[CONFIG_PATH].data).hooks == {"mount": ["50-colour"]}
+        why = subprocess.run(
+            [sys.executable, "-m", "pyinit_image.cli", "explain", lab.output, "colorsys.pyc"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert (
+            "imported by pyinit_hooks.50-colour line 1" in why and "/etc/pyinit/hooks.d/50-colour.py" in why
+        )
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            (
+                b"import nowhere\ndef mount(moment): pass\n",
+                "pyinit_hooks.x line 1 imports nowhere, which this Python 3.11",
+            ),
+            (b"def mount(moment):\n    return (\n", "x.py:2: '(' was never closed"),
+            (
+                b"def muont(moment): pass\n",
+                "x.py:1: muont() is not the name of a stage; did you mean mount()?",
+            ),
+        ],
+    )
+    def test_a_hook_that_cannot_work(
+        self, lab: Laboratory, tmp_path: Path, source: bytes, message: str
+    ) -> None:
+        (tmp_path / "x.py").write_bytes(source)
+        lab.refused(message, arguments=("--hook", tmp_path / "x.py"))
+
+    def test_a_hook_that_is_not_there(self, lab: Laboratory, tmp_path: Path) -> None:
+        lab.refused("x.py cannot be read: No such file", arguments=("--hook", tmp_path / "x.py"))
+
+    def test_a_feature_that_nobody_knows(self, lab: Laboratory) -> None:
+        lab.refused("--feature lvmm: there is no such feature", arguments=("--feature", "lvmm"))
 
 
 class TestUdevRules:
