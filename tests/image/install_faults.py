@@ -1,7 +1,7 @@
 """Runs the installer in real processes and lets its calls fail, or its process die, one after the other.
 
-``python install_faults.py WHAT DIRECTORY`` prints one line of JSON for each case. Every case is a process
-of its own on a real file system; what is left behind is looked at by another one.
+``python install_faults.py WHAT DIRECTORY [without-links]`` prints one line of JSON for each case. Every case
+is a process of its own on a real file system; what is left behind is looked at by another one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from pyinit_image.errors import BuildError
 OLDER, OLD, NEW = (bytes([byte]) * 200_000 for byte in (1, 2, 3))
 NAMES = "open fchmod write fsync posix_fadvise lseek read close stat link rename unlink".split()
 DONE, REFUSED = 0, 1
+
+#: Whether the file system is to look like vfat.
+without_links = False
 
 
 def lay_out(directory: Path) -> None:
@@ -76,6 +79,8 @@ def every_call(before: Callable[[str], None], after: Callable[[str], None]) -> N
                 # A disk may take less than it is given.
                 arguments = (arguments[0], bytes(arguments[1])[: 64 << 10])
             try:
+                if name == "link" and without_links:
+                    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
                 return real(*arguments, **options)
             finally:
                 after(name)
@@ -85,6 +90,7 @@ def every_call(before: Callable[[str], None], after: Callable[[str], None]) -> N
     for name in NAMES:
         wrap(os, name)
     wrap(fcntl, "flock")
+    wrap(module, "exchange")
 
 
 def install_new(directory: Path) -> None:
@@ -199,4 +205,5 @@ def killed(directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    without_links = "without-links" in sys.argv
     {"calls": calls, "order": order, "full": full, "killed": killed}[sys.argv[1]](Path(sys.argv[2]))

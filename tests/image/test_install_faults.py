@@ -20,10 +20,10 @@ SHIM = Path(__file__).with_name("install_faults.py")
 KILLED, DONE, REFUSED = -9, 0, 1
 
 
-def cases(what: str, directory: Path, *prefix: str) -> list[dict[str, Any]]:
+def cases(what: str, directory: Path, *prefix: str, more: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     directory.mkdir(exist_ok=True)
     done = subprocess.run(
-        [*prefix, sys.executable, str(SHIM), what, str(directory)],
+        [*prefix, sys.executable, str(SHIM), what, str(directory), *more],
         capture_output=True,
         text=True,
         check=False,
@@ -42,9 +42,14 @@ def check_after_a_kill(case: dict[str, Any]) -> None:
     assert case["then"]["mode"] == 0o600
 
 
-def test_I1_I3_every_call_of_the_installation_fails_or_is_the_last(tmp_path: Path) -> None:
-    found = cases("calls", tmp_path / "boot")
-    assert {"open", "flock", "write", "fsync", "link", "rename", "unlink"} <= {case["name"] for case in found}
+@pytest.mark.parametrize("more", [(), ("without-links",)], ids=["links", "no-links"])
+def test_I1_I3_every_call_of_the_installation_fails_or_is_the_last(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    found = cases("calls", tmp_path / "boot", more=more)
+    names = {case["name"] for case in found}
+    assert {"open", "flock", "write", "fsync", "link", "rename", "unlink"} <= names
+    assert ("exchange" in names) == bool(more)
     kills = [case for case in found if case["action"].startswith("kill")]
     failures = [case for case in found if not case["action"].startswith("kill")]
     for case in kills:
