@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import stat
 import sys
@@ -15,8 +16,8 @@ from pyinit.config.sealed import CONFIG_PATH, parse_config
 from pyinit.errors import BootError
 from pyinit.text import printable
 
-from . import archive, compress, cpio, kmods
-from .build import MODES, RESCUE, BuildSpec, build
+from . import archive, configuration, cpio, kmods
+from .build import BuildSpec, build
 from .errors import BuildError
 from .plan import MANIFEST_PATH, chain, parse_manifest
 from .sysroot import read_regular
@@ -76,57 +77,17 @@ def _parser() -> argparse.ArgumentParser:
         help="build an image",
         description="Build an image for a kernel of this system, or of another one below --sysroot.",
     )
-    add = command.add_argument
-    add("-o", "--output", type=Path, required=True, metavar="IMAGE", help="the image; the old one: IMAGE.old")
-    add("--kernel-version", metavar="V", help="release of the kernel (default: the only or the running one)")
-    add("--sysroot", type=Path, default=Path("/"), metavar="DIR", help="system to build for (default: /)")
-    add(
-        "--mode",
-        choices=MODES,
-        default="generic",
-        help="generic: any machine of this architecture; list: only the modules named with --module and what "
-        "they need (default: generic)",
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="IMAGE", help="the image; the old one: IMAGE.old"
     )
-    add(
-        "--module",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a kernel module or alias, such as ext4; loaded as soon as the boot starts (repeatable)",
-    )
-    add("--compress", choices=compress.METHODS, default="zstd", help="(default: zstd)")
-    add(
-        "--include",
-        action="append",
-        default=[],
-        metavar="SRC[:DST]",
-        help="a file or directory of this machine, and its place in the image (repeatable)",
-    )
-    add(
-        "--rescue",
-        choices=RESCUE,
-        default="open",
-        help="when a boot fails: a shell for whoever sits there, or none in the image at all (default: open)",
-    )
-    add(
-        "--feature",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="add a feature, of pyinit or of an installed package (repeatable)",
-    )
-    add("--no-feature", action="append", default=[], metavar="NAME", help="leave a feature out (repeatable)")
-    add(
-        "--hook",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="a Python file of boot hooks, beside those of /etc/pyinit/hooks.d (repeatable)",
-    )
-    add("--cmdline", default="", metavar="WORDS", help="words to stand before the kernel's command line")
-    add("-q", "--quiet", action="store_true", help="print errors and warnings only")
+    configuration.add_arguments(command)
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=_build)
+
+    command = commands.add_parser("config", help="print the effective configuration and where it is from")
+    configuration.add_arguments(command)
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.set_defaults(run=_config)
 
     command = commands.add_parser("ls", help="list an image", description="List what is in an image.")
     command.add_argument("image", type=Path, metavar="IMAGE")
@@ -152,30 +113,33 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> int:
-    if options.mode == "list" and not options.module:
+    settings = configuration.effective(options)
+    mode = configuration.value(settings, "mode")
+    quiet = bool(settings["quiet"][0].value)
+    if mode == "list" and not settings["module"]:
         raise BuildError(
             "an image of mode list has no driver at all unless they are named",
             hint="Name them: --module ext4 --module virtio_blk --module virtio_pci",
         )
     includes: list[tuple[Path | str | bytes, str]] = []
-    for value in options.include:
-        source, _, target = value.partition(":")
+    for item in configuration.values(settings, "include"):
+        source, _, target = item.partition(":")
         includes.append((source, target or os.path.abspath(source)))
     spec = BuildSpec(
         output=options.output,
-        sysroot=options.sysroot,
-        kernel_version=options.kernel_version,
-        mode=options.mode,
-        modules=tuple(options.module),
-        compress=options.compress,
-        rescue=options.rescue,
-        cmdline=options.cmdline,
+        sysroot=Path(configuration.value(settings, "sysroot")),
+        kernel_version=configuration.value(settings, "kernel-version") or None,
+        mode=mode,
+        modules=configuration.values(settings, "module"),
+        compress=configuration.value(settings, "compress"),
+        rescue=configuration.value(settings, "rescue"),
+        cmdline=configuration.value(settings, "cmdline"),
         includes=tuple(includes),
-        features=tuple(options.feature),
-        without=tuple(options.no_feature),
-        hooks=tuple(options.hook),
+        features=configuration.values(settings, "feature"),
+        without=configuration.values(settings, "no-feature"),
+        hooks=tuple(Path(name) for name in configuration.values(settings, "hook")),
     )
-    live = sys.stderr.isatty() and not options.quiet
+    live = sys.stderr.isatty() and not quiet
 
     def progress(step: str) -> None:
         if live:
@@ -189,12 +153,40 @@ def _build(options: argparse.Namespace) -> int:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
     for warning in result.warnings:
         print(f"pyinit-image: warning: {warning}", file=sys.stderr)
-    if not options.quiet:
+    seconds = time.monotonic() - start
+    if options.json:
+        report = {
+            "image": os.fsencode(options.output).decode("utf-8", "replace"),
+            "kernel": result.kernel_version,
+            "mode": mode,
+            "bytes": len(result.image),
+            "unpacked": result.unpacked,
+            "entries": len(result.entries),
+            "seconds": round(seconds, 3),
+            "warnings": list(result.warnings),
+        }
+        print(json.dumps(report))
+    elif not quiet:
         print(
-            f"{printable(str(options.output))}: kernel {printable(result.kernel_version)}, {options.mode}, "
+            f"{printable(str(options.output))}: kernel {printable(result.kernel_version)}, {mode}, "
             f"{_size(len(result.image))} ({_size(result.unpacked)} unpacked), {len(result.entries)} entries, "
-            f"{time.monotonic() - start:.1f} s"
+            f"{seconds:.1f} s"
         )
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    settings = configuration.effective(options)
+    if options.json:
+        print(json.dumps(configuration.table(settings), indent=1))
+        return 0
+    for option in configuration.OPTIONS:
+        if not settings[option.name]:
+            print(f"{option.name} = []  # default")
+        for setting in settings[option.name]:
+            shown = str(setting.value).lower() if option.flag else f'"{printable(str(setting.value))}"'
+            equals = "+=" if option.many else "="
+            print(f"{option.name} {equals} {shown}  # {printable(setting.origin)}")
     return 0
 
 
