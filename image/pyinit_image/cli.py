@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import stat
@@ -16,7 +17,7 @@ from pyinit.config.sealed import CONFIG_PATH, parse_config
 from pyinit.errors import BootError
 from pyinit.text import printable
 
-from . import archive, configuration, cpio, kmods
+from . import archive, configuration, cpio, diff, kmods
 from .build import BuildSpec, build
 from .errors import BuildError
 from .plan import MANIFEST_PATH, chain, parse_manifest
@@ -104,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("image", type=Path, metavar="IMAGE")
     command.add_argument("what", metavar="PATH|MODULE|NAME", help="a path, a kernel module or a file name")
     command.set_defaults(run=_explain)
+
+    command = commands.add_parser(
+        "diff",
+        help="what changed between two images, and why",
+        epilog="exit status: 0 the same content, 1 there are differences, 2 an image could not be read",
+    )
+    command.add_argument("old", type=Path, metavar="OLD")
+    command.add_argument("new", type=Path, metavar="NEW")
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.set_defaults(run=_diff)
 
     command = commands.add_parser("extract", help="unpack an image into a new directory")
     command.add_argument("image", type=Path, metavar="IMAGE")
@@ -245,6 +256,25 @@ def _explain(options: argparse.Namespace) -> int:
         if stat.S_ISLNK(member.mode) and target is not None:
             print(f"  (a symbolic link to {printable(member.data)})")
     return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    try:
+        changes = diff.compare(_members(options.old), _members(options.new))
+    except BuildError as error:
+        print(f"pyinit-image: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"pyinit-image: {error.hint}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps([dataclasses.asdict(change) for change in changes]))
+        return 1 if changes else 0
+    for change in changes:
+        why = f"  ({printable(' <- '.join(change.reasons))})" if change.reasons else ""
+        print(f"{change.kind:<7} {change.after - change.before:>+10} {printable(change.path)}{why}")
+    if changes:
+        print(f"{len(changes)} differences, {sum(c.after - c.before for c in changes):+} bytes unpacked")
+    return 1 if changes else 0
 
 
 def _extract(options: argparse.Namespace) -> int:

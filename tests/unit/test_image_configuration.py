@@ -120,3 +120,8 @@ def _parse(data: bytes) -> None:
         configuration.merge([parse(data, "f")])
     except BuildError as error:
         assert str(error).isprintable() and error.hint.isprintable()
+
+
+def test_the_reference_is_that_of_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs/builder.md").read_text()
+    assert configuration.reference() in text
