@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyinit import VERSION
-from pyinit.config.sealed import CONFIG_PATH, parse_config
+from pyinit.config.distance import closest
+from pyinit.config.sealed import CONFIG_PATH, MODULES_PATH, parse_config, parse_modules
 from pyinit.errors import BootError
 from pyinit.text import printable
 
@@ -245,6 +246,15 @@ def _explain(options: argparse.Namespace) -> int:
         config = parse_config(_file(members, CONFIG_PATH))
         of = f"mode {printable(config.mode)}, kernel {printable(config.kernel)}"
         print(f"{printable(what)}: not in this image ({of})", file=sys.stderr)
+        if MODULES_PATH in members and "/" not in what:
+            index = parse_modules(members[MODULES_PATH].data)
+            name = kmods.canonical(what)
+            if name in index.builtin:
+                print("It is a module that is built into the kernel.", file=sys.stderr)
+                return 1
+            near = closest(name, sorted(index.modules), 2)
+            if near:
+                print(f"Did you mean {printable(near)}?", file=sys.stderr)
         if "/" not in what:
             print("If it is a kernel module, add it with --module; a file, with --include.", file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from built_image import MODULES, Image
 
+from pyinit.config.sealed import MODULES_PATH, parse_modules
 from pyinit_image import archive
 from pyinit_image.build import BuildSpec, build
 from pyinit_image.elf import closure, parse
@@ -226,6 +227,11 @@ def test_explain_prints_the_chain(small: Image) -> None:
     done = pyinit_image("explain", small.path, "nvme")
     assert done.returncode == 1
     assert "nvme: not in this image" in done.stderr and "--module" in done.stderr
+    done = pyinit_image("explain", small.path, "ext44")
+    assert done.returncode == 1 and "Did you mean ext4?" in done.stderr
+    builtin = min(parse_modules(small.members[MODULES_PATH].data).builtin)
+    done = pyinit_image("explain", small.path, builtin)
+    assert done.returncode == 1 and "built into the kernel" in done.stderr
 
 
 def test_looking_into_an_image(small: Image) -> None:
