@@ -30,6 +30,7 @@ PACKAGES = {
     "qemu-system-x86": "the virtual machine",
     "mmdebstrap": "makes the Debian that is booted",
     "debian-archive-keyring": "verifies it",
+    "gpgv": "verifies the archive that kernels are fetched from",
     "e2fsprogs": "makes ext4 disks",
     "xfsprogs": "makes xfs disks",
     "btrfs-progs": "makes btrfs disks",

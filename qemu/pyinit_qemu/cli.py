@@ -1,4 +1,4 @@
-"""``pyinit-qemu``: boot an image from the command line."""
+"""``pyinit-qemu``: boot an image from the command line, and fetch kernels to boot."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from pyinit_qemu import kernel_command
 from pyinit_qemu.accel import POLICIES, decide, policy_from_environment
 from pyinit_qemu.console import Cleaner
 from pyinit_qemu.kernel import unpacked
@@ -214,6 +215,7 @@ def parser() -> argparse.ArgumentParser:
         help="without a terminal: pass when the console shows this regular expression; "
         "default: when the result channel ends with `done`",
     )
+    kernel_command.add(commands)
     return top
 
 
@@ -221,6 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     command = parser()
     options = command.parse_args(arguments)
+    if options.command != "boot":
+        status: int = options.run(options)
+        return status
     try:
         policy = "tcg" if options.icount else options.accel or policy_from_environment()
         spec = VmSpec(

@@ -71,14 +71,17 @@ class Cache:
         recipe: Mapping[str, object],
         build: Callable[[Path], None],
         progress: Progress = silent,
+        *,
+        prefix: str = "",
     ) -> Path:
         """The folder that ``build`` filled for this recipe, now or earlier.
 
         ``recipe`` holds everything the result depends on and must be JSON; ``build`` gets an empty folder.
-        What it raises is passed on, and the folder is removed.
+        What it raises is passed on, and the folder is removed. ``prefix`` begins the folder's name, for
+        people.
         """
         text = json.dumps(recipe, sort_keys=True, default=str)
-        key = hashlib.sha256(text.encode()).hexdigest()[:24]
+        key = prefix + hashlib.sha256(text.encode()).hexdigest()[: 8 if prefix else 24]
         final = self.root / kind / key
         stamp = final / ".complete"
         if not _touch(stamp):

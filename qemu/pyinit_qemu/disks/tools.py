@@ -18,6 +18,7 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 PACKAGES = {
     "btrfs": "btrfs-progs",
+    "depmod": "kmod",
     "fakeroot": "fakeroot",
     "mke2fs": "e2fsprogs",
     "mkfs.btrfs": "btrfs-progs",
