@@ -35,6 +35,7 @@ _PACKAGES = (
     "busybox",
     "initramfs-tools",
     "dracut-core",
+    "tiny-initramfs-core",
 )
 
 # All mounts are in a mount namespace of their own and end with it. dracut reads /proc/self/fd; of the host's
@@ -90,6 +91,14 @@ dracut --no-hostonly --zstd --modules "base udev-rules kernel-modules fs-lib roo
     --drivers "$*" /var/tmp/initrd.img "$release"
 """,
         "rd.skipfsck",
+    ),
+    # No udev, no shell and no search for drivers: it loads the given modules and mounts root.
+    Peer(
+        "tiny-initramfs list",
+        """release=$1; shift
+mktirfs --auto-modules=no --microcode=no --include-modules="$(echo "$@" | tr ' ' ,)" \\
+    -o /var/tmp/initrd.img "$release"
+""",
     ),
     Peer("dracut generic", 'dracut --no-hostonly --zstd /var/tmp/initrd.img "$1"\n', "rd.skipfsck"),
 )
