@@ -128,6 +128,9 @@ class Cleaner:
                 return self._escape(character)
 
 
+_MORE = ("a", "0", " ", "\n", "-", ".", "=", "]")
+"""What a console may say next: one of each kind of character that patterns tell apart."""
+
 _PLAIN = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f-\x9f]*")
 
 
@@ -178,9 +181,20 @@ class Console:
                 self.failures.append(Failure(pattern.name, line, self._line_start + match.start()))
                 break
 
-    def search(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """Look for ``pattern`` from the cursor on; the cursor stays."""
-        return pattern.search(self.text, self.cursor)
+    def search(self, pattern: re.Pattern[str], *, growing: bool = False) -> re.Match[str] | None:
+        """Look for ``pattern`` from the cursor on; the cursor stays.
+
+        ``growing``: more bytes may be on their way, so a match that they would make another one does not
+        count yet. Without it what ``\\S+`` matches would depend on the pieces that the console comes in.
+        """
+        match = pattern.search(self.text, self.cursor)
+        if match is None or not growing or match.end() < len(self.text):
+            return match
+        for more in _MORE:
+            later = pattern.search(self.text + more, self.cursor)
+            if later is None or later.span() != match.span():
+                return None
+        return match
 
     def failure(self, allow: Collection[str] = (), before: int | None = None) -> Failure | None:
         """Return the first failure from the cursor on (and before an offset), names in ``allow`` aside."""

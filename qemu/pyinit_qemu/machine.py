@@ -284,13 +284,15 @@ class Machine:
         """Wait until the console shows ``pattern`` after the last match; return the match.
 
         The pattern is searched in plain text (no escape sequences, ``\\n`` ends a line) and may span lines; a
-        ``str`` is compiled with re.MULTILINE. A failure pattern that shows first ends the wait, unless its
-        name is in ``allow`` or in the machine's own.
+        ``str`` is compiled with re.MULTILINE. A match that further output could change (``\\S+`` in the
+        middle of a word, ``$`` before the line has ended) counts when the console has been quiet for half a
+        second. A failure pattern that shows first ends the wait, unless its name is in ``allow`` or in the
+        machine's own.
         """
         regex = re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
 
         def probe() -> re.Match[str] | None:
-            match = self._console.search(regex)
+            match = self._console.search(regex, growing=self._quiet_left() > 0)
             if match is None or self._failure(allow, before=match.start()):
                 return None
             self._console.cursor = match.end()
@@ -452,16 +454,24 @@ class Machine:
         """After a failure showed: let the guest say the rest, so that the report has it."""
         longest = Deadline(_SETTLE_LONGEST * self.scale.factor)
         while self._exit_code is None and not longest.expired:
-            quiet = _SETTLE_QUIET * self.scale.factor - (time.monotonic() - self._last_output)
+            quiet = self._quiet_left()
             if quiet <= 0:
                 return
             self._changed.wait(min(quiet, longest.remaining()))
+
+    def _quiet_left(self) -> float:
+        """Return for how many seconds the guest must still be silent to count as having said what it says."""
+        if self._exit_code is not None:
+            return 0.0
+        return _SETTLE_QUIET * self.scale.factor - (time.monotonic() - self._last_output)
 
     def _next_wake(self, deadline: Deadline, *, watched: bool) -> float:
         now = time.monotonic()
         ends = [deadline.end]
         if watched:
             ends.append(self._last_output + self.stall)
+            if (quiet := self._quiet_left()) > 0:
+                ends.append(now + quiet)
         if self._qmp_ended is not None:
             ends.append(self._qmp_ended + _QMP_GRACE)
         return max(0.0, min(ends) - now)

@@ -155,6 +155,13 @@ class FakeQemu:
             self.say(part)
         self.shut_down()
 
+    def play_pieces(self) -> None:
+        """A word that comes in two pieces; the second when the first was certainly read, and answered."""
+        self.say(b"word 6.1.0-50-clou")
+        self.ends["console"].recv(1000)
+        self.say(b"d-amd64 (gcc)\r\nlogin: ")
+        self.sleep()
+
     def play_closed(self) -> None:
         self.ends["qmp"].shutdown(socket.SHUT_RDWR)
         self.sleep()

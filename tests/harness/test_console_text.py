@@ -84,3 +84,27 @@ def test_ordinary_lines_are_no_failures() -> None:
         b"pyinit: waiting for root\r\nCPU model E-2176M\r\nNOTE-X E-DEV\r\n"
     )
     assert console.failures == []
+
+
+WORDS = st.lists(
+    st.sampled_from(["Linux version 6.1.0-50-cloud", "login", "=", "[1.5]", "ü", "a b"]), min_size=1
+)
+
+
+@given(st.lists(WORDS.map(" ".join), min_size=1), st.data())
+def test_a_match_does_not_depend_on_the_pieces(lines: list[str], data: st.DataObject) -> None:
+    text = "\n".join(lines) + "\n"
+    pattern = re.compile(
+        data.draw(st.sampled_from([r"version \S+", r"\d+\.\d+", r"^login$", r"[a-z ]+", r"=.*"])), re.M
+    )
+    console = Console()
+    found = None
+    raw = text.encode()
+    while raw and found is None:
+        count = data.draw(st.integers(1, len(raw)))
+        console.feed(raw[:count])
+        raw = raw[count:]
+        found = console.search(pattern, growing=True)
+    found = found or console.search(pattern)
+    whole = pattern.search(text)
+    assert (found and found.span()) == (whole and whole.span())

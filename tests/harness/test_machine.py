@@ -34,6 +34,13 @@ def test_halves_of_characters_and_escapes(fake: Fake) -> None:
     assert b"caf\xc3\xa9 \xff\xfe \x1b[31mred" in (machine.folder / "console.log").read_bytes()
 
 
+def test_a_word_that_comes_in_pieces_is_matched_whole(fake: Fake) -> None:
+    machine = fake("pieces", run=False, echo=lambda data: machine.send_line("go on"))
+    machine.run()
+    assert machine.expect(r"word \S+", LONG)[0] == "word 6.1.0-50-cloud-amd64"
+    assert machine.expect(r"^login: $", LONG)[0] == "login: "
+
+
 def test_typing(fake: Fake) -> None:
     machine = fake("echo")
     machine.expect("ready", LONG)
