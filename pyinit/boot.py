@@ -236,7 +236,7 @@ class Boot:
         switch_root.switch(
             SYSROOT,
             self.init,
-            switch_root.real_argv(self.init, self._kernel_argv),
+            [*switch_root.real_argv(self.init, self._kernel_argv), *self._arguments_set_here()],
             switch_root.real_environ(self._kernel_environ),
             before_exec=before_exec,
             log=self.console.debug,
@@ -291,6 +291,11 @@ class Boot:
             _read_if_there("/proc/cmdline"),
             *_read_if_there(OVERRIDES).splitlines(),
         )
+
+    def _arguments_set_here(self) -> list[bytes]:
+        """What stands behind `--` in the words that were set in the rescue shell: arguments for init."""
+        lines = _read_if_there(OVERRIDES).splitlines()
+        return [os.fsencode(word) for word in boot_config(*lines).init_args] if lines else []
 
     def _go_through(self, name: str, stage: Callable[[], None]) -> bool:
         """Run a stage until it succeeds; False when the boot must start again from the first one.
@@ -347,6 +352,7 @@ class Boot:
             self.console.warning(f"rd.break={name} is ignored: no shell is allowed here")
             return
         self._write_record()
+        _remove(FAILURE_PATH)
         self.console.notice(f"stopped before {name}, as rd.break asks")
         policy.run_shell(name, self.children, self.console)
 
@@ -380,7 +386,10 @@ class Boot:
             if self.report:
                 self.report.send("failure", {"code": error.code, "stage": stage, "lines": lines})
             if not isinstance(exception, switch_root.Stranded):
-                self._write_report(lines)
+                try:
+                    self._write_report(lines)
+                except OSError as full:
+                    self.console.warning(f"the report cannot be written: {full.strerror}")
         except BaseException as second:
             self.console.write(f"pyinit: E-INTERNAL {type(second).__name__} while explaining a failure\n")
         policy = self._policy()
@@ -420,9 +429,12 @@ class Boot:
         _write(RECORD_PATH, self.record.encode())
 
     def _write_report(self, lines: list[str]) -> None:
-        from pyinit.rescue.report import write_report
+        import json
 
-        write_report(lines, self.record, self.waiter.known.values() if self.waiter else ())
+        from pyinit.rescue.report import compose, write_report
+
+        known = self.waiter.known.values() if self.waiter else ()
+        write_report(compose(lines, json.loads(self.record.encode()), known, self.sealed))
 
     def _explain_missing(self, cause: str) -> BootError:
         from pyinit.rescue.missing import missing_device, no_root_given
@@ -467,6 +479,13 @@ def _write(path: str, data: bytes) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.write(data)
+    except OSError:
+        pass
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
     except OSError:
         pass
 

@@ -4,93 +4,109 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+from pyinit.config import devspec
+from pyinit.config.cmdline import parse as parse_command_line
 from pyinit.config.distance import closest
 from pyinit.config.options import OPTIONS, boot_config, help_text
-from pyinit.config.sealed import CONFIG_PATH, parse_config
+from pyinit.config.sealed import CONFIG_PATH, SealedConfig, parse_config
+from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import timeline
-from pyinit.rescue.explain import FAILURE_PATH
-from pyinit.rescue.shell import ACTIONS, OVERRIDES, end_machine
+from pyinit.rescue.explain import FAILURE_PATH, render
+from pyinit.rescue.shell import ACTIONS, OVERRIDES, STAGE_VARIABLE, end_machine
 from pyinit.text import printable
 
-USAGE = """\
-pyinit: what can be done here
 
-  pyinit explain          why the boot stopped, once more
-  pyinit devices          the block devices, with UUIDs and labels
-  pyinit set WORD...      change the kernel command line for the next try: pyinit set root=UUID=...
-  pyinit options          the words of the kernel command line that can be set
-  pyinit timeline         what was done so far, and how long it took
-  pyinit reboot | poweroff | halt
-
-Leave the shell (exit, Ctrl-D) to try again from the stage that failed. If you mounted the root
-yourself on /sysroot, the boot goes on with it.
-"""
+class UsageError(Exception):
+    """The words after a command are not what it takes."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 1 when not, 2 for a command that does not exist."""
+    """Run one command; 0 when it worked, 1 when not, 2 when it was not understood."""
     if arguments is None:
         arguments = sys.argv[1:]
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
-    simple = {
-        "explain": _explain,
-        "devices": _devices,
-        "timeline": _timeline,
-        "options": _options,
-        "help": _help,
-    }
-    try:
-        if command == "set" and rest:
-            return _set(rest)
-        if command in ACTIONS and not rest:
-            end_machine(command)
-        if command in simple and not rest:
-            return simple[command]()
-    except (OSError, BootError) as error:
-        print(f"pyinit {command}: {error}", file=sys.stderr)
-        return 1
-    if command in (*simple, *ACTIONS, "set"):
-        what = (
-            "needs words, as in: pyinit set root=UUID=..." if command == "set" else "takes no further words"
-        )
-        print(f"pyinit {command} {what}", file=sys.stderr)
-    else:
-        near = closest(command, (*simple, *ACTIONS, "set"), 3)
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
+    if name in ("-h", "--help"):
+        name = "help"
+    command = COMMANDS.get(name)
+    if command is None:
+        near = closest(name, tuple(COMMANDS), 3)
         hint = f"; did you mean {near}?" if near else ""
-        print(f"pyinit: there is no command {printable(command)}{hint}\n\n{USAGE}", end="", file=sys.stderr)
-    return 2
-
-
-def _help() -> int:
-    sys.stdout.write(USAGE)
-    return 0
-
-
-def _options() -> int:
-    print(help_text())
-    return 0
-
-
-def _explain() -> int:
+        print(f"pyinit: there is no command {printable(name)}{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
     try:
-        with open(FAILURE_PATH, encoding="ascii") as file:
-            sys.stdout.write(file.read())
-    except FileNotFoundError:
-        print("Nothing has failed: this shell was asked for with rd.break.")
+        return command.run(rest)
+    except UsageError as error:
+        print(f"pyinit {name} {error}: pyinit {name} {command.words}".rstrip(), file=sys.stderr)
+        return 2
+    except BootError as error:
+        print("\n".join(render(error, os.environ.get(STAGE_VARIABLE, ""))), file=sys.stderr)
+        return 1
+    except OSError as error:
+        what = f"{printable(str(error.filename))}: {error.strerror}" if error.filename else str(error)
+        print(f"pyinit {name}: {what}", file=sys.stderr)
+        return 1
+
+
+def usage() -> str:
+    """All commands, a line each, and how to go on."""
+    heads = {name: f"pyinit {name} {command.words}".rstrip() for name, command in COMMANDS.items()}
+    width = max(map(len, heads.values())) + 2
+    lines = [f"  {heads[name]:<{width}}{command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        (
+            "pyinit: what can be done here",
+            "",
+            *lines,
+            "",
+            "Leave the shell (exit, Ctrl-D) to try again from the stage that failed. If the root is",
+            "mounted on /sysroot by then, the boot goes on with it.",
+        )
+    )
+
+
+def _help(words: list[str]) -> int:
+    _none(words)
+    print(usage())
     return 0
 
 
-def _devices() -> int:
-    from pyinit.devices.udev import Devices
+def _status(words: list[str]) -> int:
+    from pyinit.rescue.status import gather, status
+
+    _none(words)
+    print("\n".join(status(gather(_record(), _failure(), _read(OVERRIDES)))))
+    return 0
+
+
+def _explain(words: list[str]) -> int:
+    from pyinit.rescue.codes import HELP, tell
+
+    if len(words) > 1:
+        raise UsageError("takes one code")
+    if words:
+        code = words[0].upper()
+        code = code if code.startswith("E-") else f"E-{code}"
+        if code not in HELP:
+            raise UsageError(f"knows {', '.join(HELP)} and not {printable(words[0])}")
+        print("\n".join(tell(code)))
+        return 0
+    lines = _failure()
+    print("\n".join(lines) if lines else "Nothing has failed: this shell was asked for with rd.break.")
+    return 0
+
+
+def _devices(words: list[str]) -> int:
     from pyinit.devices.waiting import describe
 
-    with open(CONFIG_PATH, "rb") as file:
-        config = parse_config(file.read())
-    views = Devices(config.libraries).enumerate()
+    _none(words)
+    views = _enumerate()
     for view in sorted(views, key=lambda view: view.number):
         print(describe(view))
     if not views:
@@ -99,6 +115,8 @@ def _devices() -> int:
 
 
 def _set(words: list[str]) -> int:
+    if not words:
+        raise UsageError("needs words, as in: pyinit set root=UUID=...")
     os.makedirs(os.path.dirname(OVERRIDES), exist_ok=True)
     line = " ".join(_quoted(word) for word in words)
     with open(OVERRIDES, "a", encoding="utf-8", errors="surrogateescape") as file:
@@ -114,6 +132,8 @@ def _misspelt(words: list[str]) -> list[str]:
     names = [option.name for option in OPTIONS]
     notes = []
     for word in words:
+        if word == "--":
+            break
         key = word.partition("=")[0]
         if key not in names and not key.startswith("rd.") and (near := closest(key, names, 2)):
             notes.append(f"{printable(key)} is not known; did you mean {near}?")
@@ -128,10 +148,194 @@ def _quoted(word: str) -> str:
     return f'{key}="{value}"' if equals else f'"{word}"'
 
 
-def _timeline() -> int:
-    with open(RECORD_PATH, "rb") as file:
-        print("\n".join(timeline(json.load(file))))
+def _mount_root(words: list[str]) -> int:
+    from pyinit import switch_root
+    from pyinit.config.sealed import MODULES_PATH, parse_modules
+    from pyinit.kernel.console import Console
+    from pyinit.kernel.modules import Modules
+    from pyinit.record import Record
+    from pyinit.root import mount
+
+    if not 1 <= len(words) <= 2:
+        raise UsageError("needs a device")
+    if os.path.ismount(mount.SYSROOT):
+        raise OSError(f"{mount.SYSROOT} has a mount already: umount {mount.SYSROOT} first")
+    device = _named(words[0])
+    options = words[1] if len(words) == 2 else ""
+    plan = mount.root_mount(
+        device.node, device.properties.get("ID_FS_TYPE", ""), options, "rw" in options.split(",")
+    )
+    console = Console(Record("", os.uname().release))
+    lines = _command_lines()
+    parameters = [word for line in lines for word in parse_command_line(line).words]
+    blacklist = boot_config(*lines).drivers_never
+    modules = Modules(parse_modules(_read(MODULES_PATH)), console, parameters, blacklist)
+    mount.mount_root(plan, (), modules, console)
+    print(f"{printable(device.node)} is mounted on {mount.SYSROOT}.")
+    try:
+        for warning in switch_root.check_root(mount.SYSROOT, None):
+            print(f"Note: {warning}")
+    except BootError as error:
+        print(f"Note: {error.cause}")
+    print("Leave the shell to go on with it.")
     return 0
+
+
+def _report(words: list[str]) -> int:
+    from pyinit.rescue import report
+
+    if words and (len(words) != 2 or words[0] != "--to"):
+        raise UsageError("takes --to and one place")
+    record = _record()
+    try:
+        image: SealedConfig | None = _image()
+    except (OSError, BootError):
+        image = None
+    text = report.compose(_failure(), record, _enumerate() if image else (), image)
+    report.write_report(text)
+    print(f"{report.REPORT_PATH} is written: {len(text)} bytes.")
+    if not words:
+        return 0
+    place = words[1]
+    path = place if place.startswith("/") else f"/dev/{place}"
+    if "=" not in place and os.path.exists(path) and not _is_block(path):
+        report.copy_to_terminal(path, text)
+        print(f"Sent to {printable(path)}.")
+        return 0
+    device = _named(place)
+    masked = report.mask(json.dumps(record, indent=1)).encode("ascii")
+    folder = report.copy_to_disk(device, {"report.txt": text, "boot.json": masked})
+    print(f"Copied to {printable(device.node)}, directory {folder}.")
+    return 0
+
+
+def _timeline(words: list[str]) -> int:
+    _none(words)
+    print("\n".join(timeline(_record())))
+    return 0
+
+
+def _options(words: list[str]) -> int:
+    _none(words)
+    print(help_text())
+    return 0
+
+
+def _python(words: list[str]) -> int:
+    import code
+
+    from pyinit.kernel import mountinfo
+
+    _none(words)
+    names = {
+        "record": _record(),
+        "image": _image(),
+        "config": boot_config(*_command_lines()),
+        "devices": _enumerate(),
+        "mounts": mountinfo.read(),
+    }
+    code.interact(f"The boot's own objects: {', '.join(names)}. Ctrl-D leaves.", local=names, exitmsg="")
+    return 0
+
+
+def _go_on(words: list[str]) -> int:
+    """End the shell: the leader of this session. It is what leaving it by hand does."""
+    _none(words)
+    leader = os.getsid(0)
+    if not os.environ.get(STAGE_VARIABLE) or leader <= 1:
+        raise OSError("this is not the rescue shell of a boot")
+    os.kill(leader, signal.SIGHUP)
+    return 0
+
+
+def _end(action: str) -> Callable[[list[str]], int]:
+    def run(words: list[str]) -> int:
+        _none(words)
+        end_machine(action)
+
+    return run
+
+
+class Command(NamedTuple):
+    """One command: the words it takes, what it does."""
+
+    words: str
+    help: str
+    run: Callable[[list[str]], int]
+
+
+COMMANDS: dict[str, Command] = {
+    "status": Command("", "where the boot stands", _status),
+    "explain": Command("[CODE]", "why the boot stopped, once more; what a code means", _explain),
+    "devices": Command("", "the block devices, with UUIDs and labels", _devices),
+    "set": Command("WORD...", "change the kernel command line: pyinit set root=UUID=...", _set),
+    "options": Command("", "the words that can be set", _options),
+    "mount-root": Command("DEVICE [OPTIONS]", "mount a device as the root, read-only unless rw", _mount_root),
+    "retry": Command("", "leave the shell and try again what failed", _go_on),
+    "continue": Command("", "the same, after rd.break", _go_on),
+    "timeline": Command("", "what was done so far, and how long it took", _timeline),
+    "report": Command("[--to DEVICE]", "write a report; copy it to a disk, send it to ttyS0", _report),
+    "python": Command("", "a Python console with the boot's objects", _python),
+    **{name: Command("", f"{name} the machine, disks written out", _end(name)) for name in ACTIONS},
+    "help": Command("", "this list", _help),
+}
+
+
+def _none(words: Sequence[str]) -> None:
+    if words:
+        raise UsageError("takes no further words")
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _image() -> SealedConfig:
+    with open(CONFIG_PATH, "rb") as file:
+        return parse_config(file.read())
+
+
+def _command_lines() -> tuple[bytes, ...]:
+    """Those that count for the next try, later ones more."""
+    sealed = _image().cmdline.encode("utf-8", "surrogateescape")
+    return sealed, _read("/proc/cmdline"), *_read(OVERRIDES).splitlines()
+
+
+def _record() -> dict[str, Any]:
+    with open(RECORD_PATH, "rb") as file:
+        record: dict[str, Any] = json.load(file)
+    return record
+
+
+def _failure() -> list[str]:
+    return _read(FAILURE_PATH).decode("ascii", "backslashreplace").splitlines()
+
+
+def _enumerate() -> list[DeviceView]:
+    from pyinit.devices.udev import Devices
+
+    return Devices(_image().libraries).enumerate()
+
+
+def _named(text: str) -> DeviceView:
+    """The one device that a person named as root= would; OSError when there is none, or more than one."""
+    if "=" not in text and not text.startswith("/"):
+        text = f"/dev/{text}"
+    found = devspec.resolve(devspec.parse_spec(text), _enumerate())
+    if len(found) != 1:
+        many = f"{len(found)} devices are" if found else "no block device is"
+        raise OSError(f"{many} {printable(text)}; see pyinit devices")
+    return found[0]
+
+
+def _is_block(path: str) -> bool:
+    from stat import S_ISBLK
+
+    return S_ISBLK(os.stat(path).st_mode)
 
 
 if __name__ == "__main__":

@@ -33,5 +33,7 @@ def internal_error(exception: BaseException) -> BootError:
         "E-INTERNAL",
         f"pyinit itself failed: {summary}",
         found=lines,
-        advice=("This is a defect of pyinit: please report it with /run/initramfs/rdsosreport.txt.",),
+        advice=(
+            "A defect of pyinit, or a damaged image. `pyinit report --to DEVICE` copies a report to a stick.",
+        ),
     )

@@ -2,37 +2,145 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from pyinit.config.sealed import CONFIG_PATH, SealedConfig
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import describe
-from pyinit.record import Record, timeline
+from pyinit.kernel import mountinfo
+from pyinit.kernel.modules import driverless_modaliases
+from pyinit.kernel.syscalls import MS, mount, umount2
+from pyinit.kernel.terminal import write_patiently
+from pyinit.record import timeline
 from pyinit.root.mount import kernel_messages
 from pyinit.text import printable
 
 REPORT_PATH = "/run/initramfs/rdsosreport.txt"
+_COPY_TARGET = "/run/pyinit/report-target"
+_LINE = 4096
+# Seconds without a byte taken: at 1200 baud a terminal's buffer of 4096 bytes drains in 35.
+_PATIENCE = 60.0
+_BUSES = ("pci", "usb", "virtio", "scsi", "vmbus", "xen")
+
+# Words whose value may open something: name=value up to a blank or a comma, in a command line or mount
+# options, and the user part of an URL.
+_SECRET = re.compile(
+    r"""(?ix) \b ( [\w.-]* (?: passw(?:or)?d | passphrase | secret | token | credential\w* | \bpwd ) [\w.-]* )
+        ( ["']?\s*[=:]\s* ) ( "[^"]*" | '[^']*' | [^\s,"']+ )"""
+)
+_URL = re.compile(r"(://|//)[^/\s@:]+:[^/\s@]+@")
+HIDDEN = "(hidden)"
 
 
-def write_report(explanation: list[str], record: Record, devices: Iterable[DeviceView]) -> None:
-    """Write the report; OSError when /run is full or absent."""
-    sections: list[tuple[str, list[str]]] = [
-        ("failure", explanation),
-        ("kernel command line", [record.data["cmdline"]]),
-        ("timeline", timeline(json.loads(record.encode()))),
-        ("block devices", [describe(view) for view in devices]),
+def mask(text: str) -> str:
+    """Hide what looks like a secret: the values of words named for one, passwords in addresses."""
+    return _URL.sub(rf"\1{HIDDEN}@", _SECRET.sub(rf"\1\2{HIDDEN}", text))
+
+
+def compose(
+    explanation: Sequence[str],
+    record: dict[str, Any],
+    devices: Iterable[DeviceView],
+    image: SealedConfig | None,
+) -> bytes:
+    """The report as ASCII text, secrets masked; looks at this machine for what it is not given."""
+    views = sorted(devices, key=lambda view: view.number)
+    sections: list[tuple[str, Iterable[str]]] = [
+        ("failure", explanation or ("none",)),
+        ("kernel command line", (record["cmdline"],)),
+        ("image", _image(image)),
+        ("timeline", timeline(record)),
+        ("block devices", map(describe, views)),
+        ("udev properties", (line for view in views for line in _properties(view))),
+        ("devices without a driver", map(printable, sorted(set(driverless_modaliases(_BUSES))))),
+        ("partitions", _lines("/proc/partitions")),
+        ("software RAID", _lines("/proc/mdstat")),
         ("mounts", _lines("/proc/self/mountinfo")),
         ("modules", _lines("/proc/modules")),
-        ("memory", _lines("/proc/meminfo")[:5]),
-        ("kernel warnings", kernel_messages(200)),
-        ("log", [message["text"] for message in record.data["messages"]]),
+        ("processes", _processes()),
+        ("memory", _lines("/proc/meminfo")),
+        ("log", (message["text"] for message in record["messages"])),
+        ("kernel log", kernel_messages(2000, lowest=7)),
     ]
-    fd = os.open(REPORT_PATH, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="ascii", errors="backslashreplace") as file:
-        for title, lines in sections:
-            file.write(f"--- {title}\n")
-            file.writelines(f"{line}\n" for line in lines)
+    out = []
+    for title, lines in sections:
+        out.append(f"--- {title}")
+        out += [mask(line) for line in lines]
+    return "".join(f"{line}\n" for line in out).encode("ascii", "backslashreplace")
+
+
+def write_report(report: bytes) -> None:
+    """Keep the report for root's eyes; OSError when /run is full or absent."""
+    _write(REPORT_PATH, report)
+
+
+def copy_to_disk(device: DeviceView, files: dict[str, bytes]) -> str:
+    """Write files to the file system on a device; return the directory on it. OSError when that fails.
+
+    The device must hold a file system and be mounted nowhere; it is mounted for this moment only.
+    """
+    fstype = device.properties.get("ID_FS_TYPE", "")
+    if device.properties.get("ID_FS_USAGE") != "filesystem" or not fstype:
+        raise OSError(f"{printable(device.node)} holds no file system to write to")
+    number = device.number
+    for entry in mountinfo.read():
+        if entry.device == number:
+            raise OSError(f"{printable(device.node)} is in use: mounted on {printable(entry.target)}")
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        folder = f"pyinit-report-{file.read(8)}"
+    os.makedirs(_COPY_TARGET, 0o700, exist_ok=True)
+    mount(device.node, _COPY_TARGET, fstype, MS.NOSUID | MS.NODEV | MS.NOEXEC, "")
+    try:
+        os.makedirs(f"{_COPY_TARGET}/{folder}", 0o700, exist_ok=True)
+        for name, data in files.items():
+            _write(f"{_COPY_TARGET}/{folder}/{name}", data)
+    finally:
+        umount2(_COPY_TARGET, 0)
+    return folder
+
+
+def copy_to_terminal(path: str, report: bytes) -> None:
+    """Write the report to a terminal, a serial line say, between two lines that mark its start and end."""
+    fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not os.isatty(fd):
+            raise OSError(f"{printable(path)} is no terminal")
+        text = b"----- begin of pyinit's report\n" + report + b"----- end of pyinit's report\n"
+        for start in range(0, len(text), _LINE):
+            if not write_patiently(fd, text[start : start + _LINE], _PATIENCE):
+                raise OSError(f"{printable(path)} takes no more: {start} of {len(text)} bytes were sent")
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _image(image: SealedConfig | None) -> Iterable[str]:
+    if image is None:
+        return (f"{CONFIG_PATH} could not be read",)
+    return (f"built for Linux {printable(image.kernel)}", f"mode {image.mode}", f"rescue {image.rescue}")
+
+
+def _properties(view: DeviceView) -> Iterable[str]:
+    yield printable(view.sys_path)
+    for name, value in sorted(view.properties.items()):
+        yield f"  {printable(name)}={printable(value)}"
+
+
+def _processes() -> Iterable[str]:
+    for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
+        words = b" ".join(_read(f"/proc/{name}/cmdline").split(b"\0"))
+        if words:
+            yield f"{name:>7} {printable(words.strip())}"
 
 
 def _lines(path: str) -> list[str]:
@@ -41,3 +149,11 @@ def _lines(path: str) -> list[str]:
             return [printable(line) for line in file.read().splitlines()]
     except OSError as error:
         return [f"{path}: {error.strerror}"]
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""

@@ -11,6 +11,9 @@ from pyinit.kernel.process import Children
 from pyinit.kernel.syscalls import REBOOT_AUTOBOOT, REBOOT_HALT, REBOOT_POWER_OFF, reboot
 from pyinit.text import printable
 
+# Tells the commands of the shell which stage it was opened for.
+STAGE_VARIABLE = "PYINIT_STAGE"
+
 # What `pyinit set` writes; read after the kernel's own command line, so its words win.
 OVERRIDES = "/run/initramfs/cmdline.d/90-pyinit.conf"
 
@@ -42,6 +45,7 @@ class Policy:
         )
         environment = {
             "PS1": f"pyinit:{stage}# ",
+            STAGE_VARIABLE: stage,
             "PYTHONHOME": "/usr",
             "PYTHONPATH": "/usr/lib/pyinit",
         }

@@ -129,8 +129,8 @@ def mount_root(spec: MountSpec, fstypes: tuple[str, ...], modules: Modules, cons
     )
 
 
-def kernel_messages(count: int) -> list[str]:
-    """The last notices, warnings and errors of the kernel, printable, oldest first.
+def kernel_messages(count: int, lowest: int = 5) -> list[str]:
+    """The last messages of the kernel, printable, oldest first; ``lowest`` 5: notices, warnings and errors.
 
     Format: Documentation/ABI/testing/dev-kmsg.
     """
@@ -146,7 +146,7 @@ def kernel_messages(count: int) -> list[str]:
             except BrokenPipeError:
                 continue  # Older records were overwritten meanwhile.
             priority = int(header.split(b",", 1)[0])
-            if priority < 8 and priority & 7 <= 5:
+            if priority < 8 and priority & 7 <= lowest:
                 lines.append(printable(text.split(b"\n", 1)[0]))
     except (OSError, ValueError):
         pass

@@ -68,10 +68,10 @@ class Shell:
         mark = first + second
         typed = f"{first}''{second}"
         self.machine.send_line(f"echo {typed}; {command}; echo {typed}=$?")
-        self.machine.expect(f"{mark}\n", timeout, allow=self.allow)
-        match = self.machine.expect(rf"(?s:(.*?)){mark}=([0-9]+)\n", timeout, allow=self.allow)
+        start = self.machine.expect(f"{mark}\n", timeout, allow=self.allow)
+        end = self.machine.expect(rf"{mark}=([0-9]+)\n", timeout, allow=self.allow)
         self.wait(timeout)
-        return Result(int(match[2]), match[1])
+        return Result(int(end[1]), end.string[start.end() : end.start()])
 
     def check(self, command: str, timeout: float | Timeout = Timeout.BOOT) -> str:
         """Execute one line that must succeed; return its output without the last end of line."""

@@ -39,7 +39,10 @@ def test_a_misspelt_word_is_noticed_at_once(overrides: Path, capsys: pytest.Capt
         (["zzzzzz"], "there is no command zzzzzz\n"),
         (["\x1b[2J"], "there is no command \\x1b[2J"),
         (["set"], "pyinit set needs words"),
-        (["explain", "it"], "pyinit explain takes no further words"),
+        (["explain", "it"], "and not it: pyinit explain [CODE]"),
+        (["devices", "it"], "pyinit devices takes no further words: pyinit devices\n"),
+        (["report", "sdb1"], "pyinit report takes --to and one place: pyinit report [--to DEVICE]"),
+        (["mount-root"], "pyinit mount-root needs a device: pyinit mount-root DEVICE [OPTIONS]"),
     ],
 )
 def test_what_it_does_not_understand(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,3 +58,17 @@ def test_alone_it_tells_its_commands(capsys: pytest.CaptureFixture[str]) -> None
 def test_options_are_those_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["options"]) == 0
     assert "rd.break" in capsys.readouterr().out
+
+
+def test_a_code_is_explained_however_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "dev"]) == cli.main(["explain", "E-DEV"]) == 0
+    first, second = capsys.readouterr().out.split("E-DEV: ")[1:]
+    assert first == second and "rd.timeout=SECONDS" in first
+
+
+def test_going_on_is_for_the_rescue_shell_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PYINIT_STAGE", raising=False)
+    assert cli.main(["continue"]) == 1
+    assert "this is not the rescue shell of a boot" in capsys.readouterr().err

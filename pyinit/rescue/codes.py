@@ -1,0 +1,170 @@
+"""What each failure code means to the person who reads it, and what helps.
+
+``pyinit explain CODE`` prints it in the rescue shell; ``python3 -m pyinit.rescue.codes > docs/errors.md``
+writes the reference.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pyinit.errors import CODES
+
+
+class Help(NamedTuple):
+    """Beyond what the explanation on the screen knows of the case at hand."""
+
+    causes: tuple[str, ...]
+    """What usually leads to it, the most frequent first."""
+    remedies: tuple[str, ...]
+    """What helps, here in the rescue shell first, then for the next boot."""
+
+
+_REBUILD = "Build the image again on the installed system: `pyinit-image build -o IMAGE`."
+
+HELP: dict[str, Help] = {
+    "E-IMAGE": Help(
+        (
+            "The image was cut off when it was written: a full disk, a boot partition that is too small.",
+            "Another archive was appended that replaces files of the image.",
+        ),
+        ("Boot the previous image, or another system.", _REBUILD),
+    ),
+    "E-NOROOT": Help(
+        ("The boot loader's entry has no `root=`.", "The command line was typed by hand."),
+        (
+            "`pyinit devices` lists what is there; `pyinit set root=UUID=...` names it; leave the shell.",
+            "Put `root=` into the boot loader's configuration, or seal it: `pyinit-image build --cmdline`.",
+        ),
+    ),
+    "E-CMDLINE": Help(
+        (
+            "`root=` is of a kind that this image cannot boot, such as a network file system.",
+            "A value is misspelt or empty.",
+        ),
+        (
+            "`pyinit options` lists what is understood; `pyinit set WORD` replaces a word for the next try.",
+            "Correct the boot loader's configuration.",
+        ),
+    ),
+    "E-UDEV": Help(
+        (
+            "The udev daemon or one of its libraries cannot be executed.",
+            "It ended again and again: the log says by which signal.",
+        ),
+        ("`pyinit status` and /run/pyinit/boot.json say how it ended.", _REBUILD),
+    ),
+    "E-DEV": Help(
+        (
+            "The UUID or label is that of a disk that was replaced or formatted again.",
+            "The image has no driver for the disk's controller.",
+            "The disk needs longer than `rd.timeout=` allows.",
+            "The disk is broken, switched off in the firmware, or not plugged in.",
+        ),
+        (
+            "Compare with `pyinit devices`; then `pyinit set root=UUID=...`, or `pyinit mount-root DEVICE`.",
+            "`rd.timeout=SECONDS` or `rootwait` wait longer.",
+            "An image for any machine has all common drivers: `pyinit-image build --mode generic`.",
+        ),
+    ),
+    "E-AMBIG": Help(
+        (
+            "A disk was cloned and both are plugged in.",
+            "A snapshot or a backup has the label of the original.",
+        ),
+        (
+            "`pyinit set root=/dev/disk/by-path/...` or `root=PARTUUID=...` names one of them exactly.",
+            "Unplug the copy, or give it another UUID: tune2fs -U random, xfs_admin -U generate.",
+        ),
+    ),
+    "E-MOUNT": Help(
+        (
+            "The file system is damaged: the kernel's words tell where.",
+            "`rootflags=` has an option that this file system does not know.",
+            "The image has no driver for the file system, or it is inside a container (LUKS, LVM, MD).",
+        ),
+        (
+            "`pyinit set rootflags=` takes the options away.",
+            "Check the file system from another system, or from here if the image has its fsck.",
+            "Mount it by hand on /sysroot, or with `pyinit mount-root DEVICE`, and leave the shell.",
+        ),
+    ),
+    "E-ROOTFS": Help(
+        (
+            "`root=` names another file system than the root: /boot, a data disk, an empty one.",
+            "The root is a subvolume that `rootflags=subvol=` does not name.",
+        ),
+        ("Look at what is in /sysroot, then `pyinit set root=...` or `pyinit set rootflags=subvol=...`.",),
+    ),
+    "E-INIT": Help(
+        (
+            "`init=` is misspelt.",
+            "/usr is on another file system, or the installation of the system is not complete.",
+            "The program or its interpreter is for another architecture.",
+        ),
+        (
+            "`pyinit set init=/bin/sh` starts a shell of the real system, to repair it.",
+            "Look at /sysroot/sbin/init and what it links to.",
+        ),
+    ),
+    "E-HOOK": Help(
+        ("A boot hook that the owner of this machine added to the image raised an exception.",),
+        (
+            "The explanation names the file and the line; leaving the shell calls the hook again.",
+            "Correct the hook and build the image again, or build it without.",
+        ),
+    ),
+    "E-SWITCH": Help(
+        (
+            "The mounts were changed by hand so that they cannot be moved into the new root.",
+            "The kernel refused to execute init although it looked executable.",
+        ),
+        (
+            "/proc/self/mountinfo shows what is in the way; leave the shell to try again.",
+            "Once the root has been changed there is no way back: the machine restarts or powers off.",
+        ),
+    ),
+    "E-INTERNAL": Help(
+        ("A defect of pyinit, or an image whose files do not fit together.",),
+        (
+            "`pyinit report --to DEVICE` writes a report to a stick; please send it to pyinit's authors.",
+            "Mount the root by hand on /sysroot and leave the shell: the boot goes on with it.",
+        ),
+    ),
+}
+
+
+def tell(code: str) -> list[str]:
+    """The lines of ``pyinit explain CODE``; LookupError for a code that does not exist."""
+    known = HELP[code]
+    lines = [f"{code}: {CODES[code]}", "usual causes:", *(f"  - {cause}" for cause in known.causes)]
+    return [*lines, "what helps:", *(f"  - {remedy}" for remedy in known.remedies)]
+
+
+def document() -> str:
+    """The reference as Markdown."""
+    parts = [
+        "# What the failure codes mean",
+        "",
+        "Every failure of a boot has one of these codes. The screen shows the code with one sentence of",
+        "cause, what was tried, what is there instead, and what to do; `pyinit explain` shows it",
+        "again, `pyinit explain CODE` what stands here. Written by `python3 -m pyinit.rescue.codes`.",
+    ]
+    for code, known in HELP.items():
+        parts += [
+            "",
+            f"## {code}",
+            "",
+            f"{CODES[code][0].upper()}{CODES[code][1:]}.",
+            "",
+            "Usual causes:",
+            "",
+        ]
+        parts += [f"- {cause}" for cause in known.causes]
+        parts += ["", "What helps:", ""]
+        parts += [f"- {remedy}" for remedy in known.remedies]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

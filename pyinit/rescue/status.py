@@ -1,0 +1,118 @@
+"""Where the boot stands, in a few lines for the person in the rescue shell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pyinit.kernel import mountinfo
+from pyinit.rescue.shell import STAGE_VARIABLE
+from pyinit.root.mount import SYSROOT
+from pyinit.text import printable
+
+
+class Facts(NamedTuple):
+    """What :func:`status` is told from; all but ``record`` printable."""
+
+    record: dict[str, Any]
+    """The boot record, decoded."""
+    stage: str
+    """The stage that the shell was opened for; empty when that is not known."""
+    failure: str
+    """The first line of the last explanation; empty for a break point."""
+    overrides: tuple[str, ...]
+    """The lines that ``pyinit set`` left."""
+    root: str
+    """What is mounted on /sysroot; empty when nothing is."""
+    processes: tuple[str, ...]
+    """Other processes than the shell's own."""
+    memory: tuple[int, int]
+    """Available and total memory in KiB."""
+
+
+def status(facts: Facts) -> list[str]:
+    """Tell it, one line a fact."""
+    record = facts.record
+    done = dict.fromkeys(stage["name"] for stage in record["stages"] if stage["outcome"] == "done")
+    failed = [module for module in record["modules"] if module["result"] not in ("loaded", "present")]
+    loaded = sum(module["result"] == "loaded" for module in record["modules"])
+    modules = f"{loaded} loaded"
+    if failed:
+        modules += ", refused: " + ", ".join(f"{module['name']} ({module['result']})" for module in failed)
+    rows = [
+        ("pyinit", f"{record['version']}, Linux {record['kernel']}"),
+        ("stopped", f"{'in' if facts.failure else 'before'} {facts.stage or 'an unknown stage'}"),
+        ("because", facts.failure or "rd.break asks for it"),
+        ("asked for", record["cmdline"] or "nothing: the command line is empty"),
+        *(("set here", line) for line in facts.overrides),
+        ("root", facts.root or f"nothing is mounted on {SYSROOT}"),
+        ("done", ", ".join(done) or "nothing yet"),
+        *(("waited", _want(want)) for want in record["wants"][-1:]),
+        ("modules", modules),
+        ("processes", ", ".join(facts.processes) or "none but this shell"),
+        ("memory", f"{facts.memory[0] >> 10} of {facts.memory[1] >> 10} MiB available"),
+    ]
+    return [f"{name + ':':<11}{text}" for name, text in rows]
+
+
+def gather(record: dict[str, Any], failure: Sequence[str], overrides: bytes) -> Facts:
+    """Look at this machine."""
+    return Facts(
+        record,
+        printable(os.environ.get(STAGE_VARIABLE, "")),
+        failure[0] if failure else "",
+        tuple(printable(line) for line in overrides.splitlines()),
+        _mounted(),
+        tuple(_processes()),
+        memory(_read("/proc/meminfo")),
+    )
+
+
+def memory(meminfo: bytes) -> tuple[int, int]:
+    """Available and total memory in KiB from /proc/meminfo (proc_meminfo(5)); 0 for what it does not say."""
+    values = {b"MemAvailable": 0, b"MemTotal": 0}
+    for line in meminfo.splitlines():
+        name, _, rest = line.partition(b":")
+        number = rest.split()[:1]
+        if name in values and number and number[0].isdigit():
+            values[name] = int(number[0])
+    return values[b"MemAvailable"], values[b"MemTotal"]
+
+
+def _want(want: dict[str, Any]) -> str:
+    text = f"for {want['name']}: {want['spec']}"
+    if not want["ended"]:
+        return text
+    return f"{text}, {(want['ended'] - want['asked']) / 1e6:.1f} s: {want['outcome']}"
+
+
+def _mounted() -> str:
+    found = mountinfo.topmost(mountinfo.read(), SYSROOT)
+    if found is None:
+        return ""
+    return printable(f"{found.source} on {SYSROOT} ({found.fstype}, {','.join(found.options)})")
+
+
+def _processes() -> list[str]:
+    """Processes that have a program, outside the session of the shell and other than PID 1."""
+    found = []
+    session = os.getsid(0)
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or name == "1" or not _read(f"/proc/{name}/cmdline"):
+            continue
+        try:
+            if os.getsid(int(name)) == session:
+                continue
+        except OSError:
+            continue
+        found.append(f"{printable(_read(f'/proc/{name}/comm').strip())} ({name})")
+    return found
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
