@@ -135,6 +135,7 @@ class Boot:
             daemon = UdevDaemon(self.sealed.udevd, self.children, self.console)
             daemon.start()
             self.daemon, self.waiter = daemon, None
+        self.modules.load_first()
         self.modules.load_all(self.config.drivers_first)
         self.modules.load_all(self.modules.index.preload)
         self.modules.load_for_devices()

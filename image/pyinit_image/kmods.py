@@ -127,6 +127,14 @@ class Modprobe:
     files: tuple[str, ...] = ()
 
 
+#: The end of a module with a signature (scripts/sign-file.c).
+SIGNED = b"~Module signature appended~\n"
+
+#: Bytes of signed modules from which on loading one more, for a faster hash, pays for itself: measured, the
+#: kernel tests such a driver for 0.02 s when it is loaded and saves 0.05 s with every megabyte.
+WORTH_A_HASH_DRIVER = 1 << 20
+
+
 def canonical(name: str) -> str:
     """A module name or alias with underscores for dashes, except within brackets, as kmod compares them."""
     return re.sub(r"\[[^]]*\]|-", lambda match: match[0] if match[0] != "-" else "_", name)
@@ -474,6 +482,22 @@ def select(
     return selected
 
 
+def hash_driver(kernel: Kernel) -> str:
+    """The module with which this CPU computes the hash of module signatures faster; empty for none.
+
+    The kernel hashes every byte of a signed module with the driver of the highest priority
+    (Documentation/crypto/architecture.rst, Documentation/admin-guide/module-signing.rst), which is the
+    generic one in C until another is loaded. Kernels that have the fast ones built in have no such module.
+    """
+    for line in kernel.config:
+        name, _, value = line.partition("=")
+        if name == "CONFIG_MODULE_SIG_HASH":
+            driver = f"{canonical(value.strip(chr(34)))}_ssse3"
+            if driver in kernel.modules and driver not in kernel.modprobe.blacklist:
+                return driver
+    return ""
+
+
 def collect(
     plan: Plan, kernel: Kernel, mode: str, wanted: Sequence[str], others: Sequence[tuple[str, str]] = ()
 ) -> ModuleIndex:
@@ -482,7 +506,10 @@ def collect(
     places: dict[str, str] = {}
     plan.source = "modules"
     firmware: dict[str, list[str]] = {}
-    for name in sorted(selected):
+    signed = 0
+
+    def add(name: str) -> None:
+        nonlocal signed
         path = kernel.modules[name][0]
         content = plan.sysroot.read(f"{kernel.directory}/{path}")
         suffix = posixpath.splitext(path)[1]
@@ -504,10 +531,21 @@ def collect(
         for tag, value in modinfo(plain):
             if tag == "firmware":
                 firmware.setdefault(value, []).append(name)
+        if plain.endswith(SIGNED):
+            signed += len(plain)
+
+    for name in sorted(selected):
+        add(name)
+    driver = hash_driver(kernel) if signed >= WORTH_A_HASH_DRIVER else ""
+    first = (*kernel.needs(driver), driver) if driver else ()
+    for name in first:
+        if name not in selected:
+            selected[name] = ("the kernel checks the signatures of the others faster with it", None)
+            add(name)
     plan.source = "firmware"
     _firmware(plan, kernel, firmware, places)
     plan.source = "modules"
-    index = _index(kernel, selected, places, [name for word in wanted for name in kernel.find(word)])
+    index = _index(kernel, selected, places, [name for word in wanted for name in kernel.find(word)], first)
     plan.data(MODULES_PATH, dump_modules(index), "loading order and aliases of the modules, for pyinit")
     for name, data in kmod_files(kernel, places).items():
         plan.data(f"{kernel.directory}/{name}", data, "module look-up of modprobe and udevd")
@@ -546,7 +584,11 @@ def kmod_files(kernel: Kernel, places: dict[str, str]) -> dict[str, bytes]:
 
 
 def _index(
-    kernel: Kernel, selected: Iterable[str], places: dict[str, str], wanted: Sequence[str]
+    kernel: Kernel,
+    selected: Iterable[str],
+    places: dict[str, str],
+    wanted: Sequence[str],
+    first: tuple[str, ...],
 ) -> ModuleIndex:
     modules = {
         name: ModuleEntry(places[name], kernel.needs(name), kernel.modprobe.options.get(name, ""))
@@ -561,7 +603,7 @@ def _index(
         }
     )
     preload = dict.fromkeys(need for name in wanted for need in (*modules[name].needs, name))
-    return ModuleIndex(kernel.directory, modules, tuple(aliases), kernel.builtin, tuple(preload))
+    return ModuleIndex(kernel.directory, modules, tuple(aliases), kernel.builtin, tuple(preload), first)
 
 
 def _firmware(plan: Plan, kernel: Kernel, wanted: dict[str, list[str]], places: dict[str, str]) -> None:

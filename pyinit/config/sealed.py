@@ -62,6 +62,8 @@ class ModuleIndex(NamedTuple):
     """Names (underscores) of modules compiled into the kernel."""
     preload: tuple[str, ...]
     """Modules that are loaded at once, before any device was seen."""
+    first: tuple[str, ...] = ()
+    """Modules that make loading the others faster, on a CPU that can; loaded before all others."""
 
 
 EMPTY_INDEX = ModuleIndex("", {}, (), frozenset(), ())
@@ -105,6 +107,7 @@ def parse_modules(data: bytes) -> ModuleIndex:
             tuple((_string(pattern), _string(name)) for pattern, name in raw["aliases"]),
             frozenset(map(_string, raw["builtin"])),
             tuple(map(_string, raw["preload"])),
+            tuple(map(_string, raw["first"])),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         _damaged(MODULES_PATH, f"{type(error).__name__}: {error}")
@@ -120,6 +123,7 @@ def dump_modules(index: ModuleIndex) -> bytes:
             "aliases": index.aliases,
             "builtin": sorted(index.builtin),
             "preload": index.preload,
+            "first": index.first,
         }
     )
 

@@ -72,6 +72,17 @@ def test_dependencies_come_first_and_nothing_twice(index: ModuleIndex, kernel: K
     assert kernel.names == ["crc16", "mbcache", "jbd2", "ext4"]
 
 
+def test_a_faster_hash_is_loaded_first_and_missed_in_silence(index: ModuleIndex, kernel: Kernel) -> None:
+    console = Console(Record("1", "6"))
+    modules = Modules(
+        index._replace(first=("crc16", "ext4")), console, (), (), kernel.load, kernel.live.__contains__
+    )
+    kernel.refuses["crc16"] = ENODEV
+    modules.load_first()
+    assert [entry["name"] for entry in console.record.data["modules"]] == ["crc16", "ext4"]
+    assert [message["level"] for message in console.record.data["messages"]] == ["debug"]
+
+
 def test_compressed_files_are_left_to_the_kernel(index: ModuleIndex, kernel: Kernel) -> None:
     make(index, kernel).load("ext4")
     flags = {name: flag for name, _, flag in kernel.loaded}

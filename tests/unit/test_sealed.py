@@ -36,6 +36,7 @@ INDEX = ModuleIndex(
     (("fs-ext4", "ext4"), ("virtio:d00000002v*", "virtio_blk")),
     frozenset(("vfat", "aesni")),
     ("ext4",),
+    ("sha256_ssse3",),
 )
 
 TEXT = st.text()
@@ -47,6 +48,7 @@ INDEXES = st.builds(
     st.dictionaries(TEXT, st.builds(ModuleEntry, TEXT, NAMES, TEXT), max_size=3),
     st.lists(st.tuples(TEXT, TEXT), max_size=3).map(tuple),
     st.frozensets(TEXT, max_size=3),
+    NAMES,
     NAMES,
 )
 JSON = st.recursive(
