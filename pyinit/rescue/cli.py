@@ -203,8 +203,8 @@ def _report(words: list[str]) -> int:
         print(f"Sent to {printable(path)}.")
         return 0
     device = _named(place)
-    masked = report.mask(json.dumps(record, indent=1)).encode("ascii")
-    folder = report.copy_to_disk(device, {"report.txt": text, "boot.json": masked})
+    known = json.dumps(report.masked(record), indent=1).encode("ascii")
+    folder = report.copy_to_disk(device, {"report.txt": text, "boot.json": known})
     print(f"Copied to {printable(device.node)}, directory {folder}.")
     return 0
 

@@ -40,6 +40,17 @@ def mask(text: str) -> str:
     return _URL.sub(rf"\1{HIDDEN}@", _SECRET.sub(rf"\1\2{HIDDEN}", text))
 
 
+def masked(value: Any) -> Any:
+    """A decoded JSON value with all its strings masked."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, list):
+        return [masked(item) for item in value]
+    if isinstance(value, dict):
+        return {name: masked(item) for name, item in value.items()}
+    return value
+
+
 def compose(
     explanation: Sequence[str],
     record: dict[str, Any],

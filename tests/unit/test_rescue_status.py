@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyinit.errors import CODES
 from pyinit.record import Record
 from pyinit.rescue.codes import HELP, document
-from pyinit.rescue.report import HIDDEN, compose, mask
+from pyinit.rescue.report import HIDDEN, compose, mask, masked
 from pyinit.rescue.status import Facts, memory, status
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,6 +86,14 @@ def test_ordinary_words_stay_and_addresses_lose_their_passwords() -> None:
     line = "root=UUID=1-2 rd.luks.key=/key:UUID=3 keyboard=de root=/dev/sda1 ip=dhcp"
     assert mask(line) == line
     assert mask("root=cifs://me:secr@host/share") == f"root=cifs://{HIDDEN}@host/share"
+
+
+def test_a_record_is_masked_string_by_string() -> None:
+    known = {"cmdline": 'a="1" x.password="two words" b', "stages": [{"name": "mount", "start": 1}]}
+    assert masked(known) == {
+        "cmdline": f'a="1" x.password={HIDDEN} b',
+        "stages": [{"name": "mount", "start": 1}],
+    }
 
 
 def test_every_code_is_documented() -> None:
