@@ -216,9 +216,11 @@ def test_udevd_is_started_again_when_it_dies(start: Start, witness_of: Callable[
     vm = start("rd.break=initqueue root=LABEL=small-root")
     shell = Shell.rescue(vm, "initqueue")
     shell.check(
-        "kill -9 $(cat /proc/[0-9]*/stat | while read pid name rest; do "
+        "pids=$(cat /proc/[0-9]*/stat | while read pid name rest; do "
         "[ $name = '(systemd-udevd)' ] && echo $pid; done)"
     )
+    # A killed process needs a moment to end: it is gone when PID 1 has collected it.
+    shell.check("kill -9 $pids; for pid in $pids; do while [ -e /proc/$pid ]; do sleep 0.1; done; done")
     shell.leave()
     seen = witness_of(vm)
     assert "pyinit: warning: udevd ended (signal 9); starting it again" in vm.console
