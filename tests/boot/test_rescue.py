@@ -217,7 +217,7 @@ def test_udevd_is_started_again_when_it_dies(start: Start, witness_of: Callable[
     shell = Shell.rescue(vm, "initqueue")
     shell.check(
         "pids=$(cat /proc/[0-9]*/stat | while read pid name rest; do "
-        "[ $name = '(systemd-udevd)' ] && echo $pid; done)"
+        "[ $name != '(systemd-udevd)' ] || echo $pid; done)"
     )
     # A killed process needs a moment to end: it is gone when PID 1 has collected it.
     shell.check("kill -9 $pids; for pid in $pids; do while [ -e /proc/$pid ]; do sleep 0.1; done; done")
