@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import trampoline
 from .errors import BuildError
 from .plan import Plan
+from .sysroot import Sysroot
 
 DIRECTORIES = {
     "/dev": 0o755,
@@ -38,10 +39,8 @@ def collect(plan: Plan, python: str) -> None:
     binary = plan.walker.object(python)
     if binary is None or binary.machine != "EM_X86_64":
         raise BuildError(f"{python} is for another machine than x86-64; /init can be made for that one only")
-    for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/usr/sbin", "/usr/lib64"):
-        found = plan.sysroot.resolve(path)
-        if found is not None and found.links and found.links[0][0] == path:
-            plan.link(path, found.links[0][1], "merged directories, as in the target system")
+    for path, target in merged(plan.sysroot):
+        plan.link(path, target, "merged directories, as in the target system")
     for path, mode in DIRECTORIES.items():
         if path not in plan.entries:
             plan.directory(path, "layout", mode=mode)
@@ -51,6 +50,16 @@ def collect(plan: Plan, python: str) -> None:
     plan.data("/etc/initrd-release", release(plan), "tells udev and systemd's tools that this is an initrd")
     plan.link("/etc/os-release", "initrd-release", "for tools that ask which system this is")
     plan.link("/var/run", "../run", "old name of /run")
+
+
+def merged(sysroot: Sysroot) -> list[tuple[str, str]]:
+    """The links of directories that a system with a merged /usr has, and their targets."""
+    result = []
+    for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/usr/sbin", "/usr/lib64"):
+        found = sysroot.resolve(path)
+        if found is not None and found.links and found.links[0][0] == path:
+            result.append((path, found.links[0][1]))
+    return result
 
 
 def release(plan: Plan) -> bytes:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pyinit.config.sealed import CONFIG_PATH, SealedConfig, dump_config
+from pyinit.config.sealed import CONFIG_PATH, SENTINEL_PATH, SealedConfig, dump_config
 from pyinit.text import printable
 
-from . import base, compress, cpio, features, kmods, python, tools, udev
+from . import base, compress, cpio, features, kmods, python, stand_in, tools, udev
 from . import hooks as boot_hooks
+from . import layers as layers_module
+from .elf import parse
 from .errors import BuildError
 from .install import check, install
-from .plan import Entry, Plan, members
+from .layers import Layer, Store
+from .plan import Entry, Plan, make_entry, members
 from .sysroot import Sysroot, read_regular
+from .trace import Trace
 
 MODES = ("generic", "list")
 RESCUE = ("open", "none")
@@ -51,6 +59,8 @@ class BuildSpec:
     """Names of features to leave out even if they are wanted."""
     hooks: tuple[Path, ...] = ()
     """Files of boot hooks, beside those in /etc/pyinit/hooks.d of the target system."""
+    cache: Path | None = None
+    """Where layers are kept; None keeps none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,8 @@ class BuildResult:
     kernel_version: str
     image: bytes = field(repr=False)
     entries: tuple[Entry, ...] = field(repr=False)
+    """All entries, parents first; of layers out of the cache without the content of files."""
+    layers: tuple[Layer, ...]
     unpacked: int
     warnings: tuple[str, ...]
     seconds: dict[str, float]
@@ -74,67 +86,246 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
     _check(spec)
     if spec.output is not None:
         check(Path(spec.output))
-    seconds: dict[str, float] = {}
-    before, current = time.monotonic(), ""
-
-    def step(name: str) -> None:
-        nonlocal before, current
-        now = time.monotonic()
-        if current:
-            seconds[current] = now - before
-        before, current = now, name
-        if name:
-            progress(name)
-
-    step("looking at the target system")
-    plan = Plan(Sysroot(spec.sysroot))
-    # The search for Python modules is another process: it works while we do the rest.
-    hooks = boot_hooks.read(plan.sysroot, spec.hooks)
-    scan = python.Scan(plan.sysroot, plan.walker, hooks)
-    try:
-        kernel = kmods.Kernel(plan.sysroot, spec.kernel_version)
-        compress.check_kernel(spec.compress, kernel.config)
-        target = features.Target(plan.sysroot, kernel, spec.mode, spec.rescue, spec.cmdline)
-        chosen = features.choose(plan, target, spec.features, spec.without)
-        base.collect(plan, scan.interpreter.path)
-        step("kernel modules")
-        index = kmods.collect(plan, kernel, spec.mode, spec.modules, features.modules(target, chosen))
-        step("programs")
-        tools.collect_modprobe(plan)
-        shell = tools.collect_rescue(plan, scan.interpreter.path) if spec.rescue == "open" else ""
-        daemon = udev.collect(plan, frozenset(index.modules) | index.builtin, shell)
-        features.collect(plan, target, chosen)
-        step("Python")
-        python.collect(plan, scan)
-    finally:
-        scan.cancel()
-    _libraries(plan, scan.interpreter.path)
-    config = SealedConfig(
-        kernel.release,
-        spec.mode,
-        spec.rescue,
-        spec.cmdline,
-        daemon,
-        shell,
-        dict(LIBRARIES),
-        boot_hooks.table(hooks),
-    )
-    plan.source = "base"
-    plan.data(CONFIG_PATH, dump_config(config), "what was decided when the image was built")
-    _include(plan, spec.includes)
-    entries = plan.finish()
-
-    step("archive")
-    release = re.match(r"(\d+)\.(\d+)", kernel.release)
-    summed = release is None or (int(release[1]), int(release[2])) >= SUMMED_SINCE
-    archive = b"".join(cpio.write(members(entries), mtime=_mtime(), summed=summed))
-    step(f"compression ({spec.compress})")
-    image = compress.compress(archive, spec.compress)
+    clock = _Clock(progress)
+    with ThreadPoolExecutor(1) as pool:
+        clock.step("looking at the target system")
+        work = _Build(spec, clock, pool)
+        try:
+            layers = work.layers()
+        finally:
+            work.cancel()
+    image = b"".join(layer.packed + bytes(-len(layer.packed) % 4) for layer in layers)
     if spec.output is not None:
-        step("installation")
+        clock.step("installation")
         install(Path(spec.output), image)
-    step("")
-    return BuildResult(kernel.release, image, tuple(entries), len(archive), tuple(plan.warnings), seconds)
+    clock.step("")
+    entries = {entry.path: entry for layer in layers for entry in layer.entries}
+    return BuildResult(
+        work.kernel.release,
+        image,
+        tuple(
+            sorted(entries.values(), key=lambda entry: (entry.path == SENTINEL_PATH, entry.path.split("/")))
+        ),
+        tuple(layers),
+        sum(layer.unpacked for layer in layers),
+        tuple(dict.fromkeys(warning for layer in layers for warning in layer.warnings)),
+        clock.seconds,
+    )
+
+
+def _order(entry: Entry) -> tuple[bool, list[str]]:
+    """Parents first, the sentinel last."""
+    return entry.path == SENTINEL_PATH, entry.path.split("/")
+
+
+class _Clock:
+    """Tells the steps of a build, and how long each took."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+        self._before, self._current = time.monotonic(), ""
+
+    def step(self, name: str) -> None:
+        now = time.monotonic()
+        if self._current:
+            self.seconds[self._current] = self.seconds.get(self._current, 0) + now - self._before
+        self._before, self._current = now, name
+        if name:
+            self._progress(name)
+
+
+class _Build:
+    """One build: what is shared by the making of its layers."""
+
+    def __init__(self, spec: BuildSpec, clock: _Clock, pool: ThreadPoolExecutor) -> None:
+        self.spec = spec
+        self.clock = clock
+        self.pool = pool
+        self.mtime = _mtime()
+        self.store = Store(spec.cache) if spec.cache is not None else None
+        # Each layer looks at the target system through its own eyes: what it looks at is noted.
+        try:
+            self.kernel = kmods.Kernel(Sysroot(spec.sysroot), spec.kernel_version)
+        except BuildError:
+            # Whoever names a wrong directory is told so by what every system has, before the kernel.
+            plan = Plan(Sysroot(spec.sysroot))
+            python.find(plan.sysroot, plan.walker)
+            raise
+        compress.check_kernel(spec.compress, self.kernel.config)
+        release = re.match(r"(\d+)\.(\d+)", self.kernel.release)
+        self.summed = release is None or (int(release[1]), int(release[2])) >= SUMMED_SINCE
+        self.settings = Plan(Sysroot(spec.sysroot))
+        self.hooks = boot_hooks.read(self.settings.sysroot, spec.hooks)
+        self.target = features.Target(
+            self.settings.sysroot, self.kernel, spec.mode, spec.rescue, spec.cmdline
+        )
+        self.chosen = features.choose(self.settings, self.target, spec.features, spec.without)
+        self.scan: python.Scan | None = None
+        self.own = layers_module.own_trace() if self.store is not None else Trace()
+
+    def cancel(self) -> None:
+        """End what is still going on."""
+        if self.scan is not None:
+            self.scan.cancel()
+
+    def layers(self) -> list[Layer]:
+        """All layers, in the order in which the kernel unpacks them."""
+        if self.store is not None and self.store.problem:
+            self.settings.warn(f"no layers are kept: {self.store.problem}")
+        modules_key = {
+            **self._key(),
+            "kernel": self.kernel.release,
+            "mode": self.spec.mode,
+            "modules": self.spec.modules,
+            "features": features.modules(self.target, self.chosen),
+            "links": base.merged(self.settings.sysroot),
+        }
+        modules = self._kept("modules", modules_key)
+        making = None
+        if modules is None:
+            # The search for Python modules is another process: it works while we do the rest.
+            self._start_scan(Plan(Sysroot(self.spec.sysroot)))
+            making = self._make_modules(modules_key)
+            notes = making.notes
+        else:
+            notes = modules.notes
+        system_key = {
+            **self._key(),
+            "rescue": self.spec.rescue,
+            "hooks": [(hook.name, hook.source.hex(), hook.origin) for hook in self.hooks],
+            "drivers": notes["drivers"],
+            "compressed": notes["compressed"],
+        }
+        system = self._kept("system", system_key) or self._make_system(system_key).layer()
+        if making is not None:
+            modules = making.layer()
+        assert modules is not None
+        settings = self._make_settings([system, modules])
+        return [system, modules, settings]
+
+    def _key(self) -> dict[str, object]:
+        spec = self.spec
+        return {
+            "sysroot": os.path.abspath(spec.sysroot),
+            "compress": spec.compress,
+            "mtime": self.mtime,
+            "summed": self.summed,
+            "python": sys.version,
+        }
+
+    def _kept(self, name: str, key: Mapping[str, object]) -> Layer | None:
+        return self.store.get(name, key) if self.store is not None else None
+
+    def _start_scan(self, plan: Plan) -> python.Scan:
+        if self.scan is None:
+            self.scan = python.Scan(plan.sysroot, plan.walker, self.hooks)
+        return self.scan
+
+    def _make_modules(self, key: Mapping[str, object]) -> _Making:
+        self.clock.step("kernel modules")
+        sysroot = self.kernel.sysroot
+        links = base.merged(sysroot)
+        below = {
+            path: make_entry(path, stat.S_IFLNK | 0o777, target.encode(), "", None, "")
+            for path, target in links
+        }
+        plan = Plan(sysroot, below)
+        wanted = features.modules(self.target, self.chosen)
+        index = kmods.collect(plan, self.kernel, self.spec.mode, self.spec.modules, wanted)
+        known = frozenset(index.modules) | index.builtin
+        notes = {
+            "drivers": sorted({driver for _, _, driver in udev.ALLOWED} & known),
+            "compressed": any(
+                entry.path.endswith(tuple(kmods.COMPRESSED)) for entry in index.modules.values()
+            ),
+        }
+        return _Making(self, "modules", plan.finish(), plan, notes, key, [sysroot.trace])
+
+    def _make_system(self, key: Mapping[str, object]) -> _Making:
+        spec = self.spec
+        plan = Plan(Sysroot(spec.sysroot))
+        scan = self._start_scan(plan)
+        interpreter = scan.interpreter.path
+        self.clock.step("programs")
+        base.collect(plan, interpreter)
+        tools.collect_modprobe(plan)
+        shell = tools.collect_rescue(plan, interpreter) if spec.rescue == "open" else ""
+        daemon = udev.collect(plan, frozenset(key["drivers"]), shell)  # type: ignore[call-overload]
+        self.clock.step("Python")
+        trace = python.collect(plan, scan)
+        _libraries(plan, interpreter)
+        stand_ins = _stand_ins(plan, bool(key["compressed"]))
+        notes = {"shell": shell, "daemon": daemon, "python": interpreter, "stand_ins": stand_ins}
+        traces = [plan.sysroot.trace, scan.sysroot.trace, trace]
+        return _Making(self, "system", plan.finish(), plan, notes, key, traces)
+
+    def _make_settings(self, below: list[Layer]) -> Layer:
+        spec, plan = self.spec, self.settings
+        self.clock.step("settings")
+        system = below[0]
+        plan.below = layers_module.merge(below)
+        plan.stand_ins = frozenset(system.notes["stand_ins"])
+        features.collect(plan, self.target, self.chosen)
+        config = SealedConfig(
+            self.kernel.release,
+            spec.mode,
+            spec.rescue,
+            spec.cmdline,
+            system.notes["daemon"],
+            system.notes["shell"],
+            dict(LIBRARIES),
+            boot_hooks.table(self.hooks),
+        )
+        plan.source = "base"
+        plan.data(CONFIG_PATH, dump_config(config), "what was decided when the image was built")
+        _include(plan, spec.includes)
+        return _Making(self, "settings", plan.seal(), plan, {}, None, []).layer()
+
+
+class _Making:
+    """A layer whose archive is being compressed."""
+
+    def __init__(
+        self,
+        work: _Build,
+        name: str,
+        entries: list[Entry],
+        plan: Plan,
+        notes: Mapping[str, Any],
+        key: Mapping[str, object] | None,
+        traces: list[Trace],
+    ) -> None:
+        self.notes = notes
+        self._work = work
+        self._name = name
+        self._entries = entries
+        self._warnings = tuple(plan.warnings)
+        self._key = key
+        self._traces = traces
+        # Uncompressed layers follow each other without anything between them: one archive for every reader.
+        last = key is None or work.spec.compress != "none"
+        known = frozenset(path[1:].encode("utf-8", "surrogateescape") for path in plan.below)
+        writer = cpio.write(members(entries), mtime=work.mtime, summed=work.summed, known=known, trailer=last)
+        archive = b"".join(writer)
+        self._unpacked = len(archive)
+        # The libraries that compress let other threads work meanwhile.
+        self._packed = work.pool.submit(compress.compress, archive, work.spec.compress)
+
+    def layer(self) -> Layer:
+        """The layer, when it is compressed; kept for the next time."""
+        self._work.clock.step(f"compression ({self._work.spec.compress})")
+        layer = Layer(
+            self._name,
+            tuple(self._entries),
+            self._packed.result(),
+            self._unpacked,
+            self._warnings,
+            self.notes,
+        )
+        if self._work.store is not None and self._key is not None:
+            self._work.store.put(self._key, layer, [*self._traces, self._work.own])
+        return layer
 
 
 def _check(spec: BuildSpec) -> None:
@@ -168,6 +359,21 @@ def _libraries(plan: Plan, interpreter: str) -> None:
                 hint="Install the package libudev1 in the target system." if short == "udev" else "",
             )
         plan.file(place, f"loaded by Python as library {short}", interpreter)
+
+
+def _stand_ins(plan: Plan, compressed: bool) -> list[str]:
+    """Put stand-ins in the place of libraries that only serve what no image does; return their paths."""
+    files = {path: entry.data for path, entry in plan.entries.items() if entry.data[:4] == b"\x7fELF"}
+    needed = {}
+    for path, data in files.items():
+        binary = parse(data, path)
+        needed[path] = binary.needed if binary is not None else ()
+    chosen = stand_in.choose(files, needed, plan.sysroot.is_file, compressed)
+    for path, data in chosen.items():
+        old = plan.entries[path]
+        reason = f"{old.reason}; a stand-in: the real one {stand_in.reason(path)}"
+        plan.entries[path] = make_entry(path, old.mode, data, reason, old.parent, old.source)
+    return sorted(chosen)
 
 
 def _include(plan: Plan, includes: tuple[tuple[Path | str | bytes, str], ...]) -> None:

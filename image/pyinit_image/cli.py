@@ -21,6 +21,7 @@ from pyinit.text import printable
 from . import archive, configuration, cpio, diff, kmods
 from .build import BuildSpec, build
 from .errors import BuildError
+from .layers import default_folder
 from .plan import MANIFEST_PATH, chain, parse_manifest
 from .sysroot import read_regular
 
@@ -133,6 +134,7 @@ def _build(options: argparse.Namespace) -> int:
             "an image of mode list has no driver at all unless they are named",
             hint="Name them: --module ext4 --module virtio_blk --module virtio_pci",
         )
+    folder = configuration.value(settings, "cache")
     includes: list[tuple[Path | str | bytes, str]] = []
     for item in configuration.values(settings, "include"):
         source, _, target = item.partition(":")
@@ -150,6 +152,7 @@ def _build(options: argparse.Namespace) -> int:
         features=configuration.values(settings, "feature"),
         without=configuration.values(settings, "no-feature"),
         hooks=tuple(Path(name) for name in configuration.values(settings, "hook")),
+        cache=None if settings["no-cache"][0].value else Path(folder) if folder else default_folder(),
     )
     live = sys.stderr.isatty() and not quiet
 
@@ -174,6 +177,10 @@ def _build(options: argparse.Namespace) -> int:
             "bytes": len(result.image),
             "unpacked": result.unpacked,
             "entries": len(result.entries),
+            "layers": [
+                {"name": layer.name, "bytes": len(layer.packed), "cached": layer.cached}
+                for layer in result.layers
+            ],
             "seconds": round(seconds, 3),
             "warnings": list(result.warnings),
         }

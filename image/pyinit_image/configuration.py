@@ -91,6 +91,15 @@ OPTIONS = (
         many=True,
         file=True,
     ),
+    Option(
+        "cache",
+        "where layers are kept that later images can use again (default: /var/cache/pyinit-image for root, "
+        "else ~/.cache/pyinit-image)",
+        metavar="DIR",
+        file=True,
+        in_files=False,
+    ),
+    Option("no-cache", "keep and use no layers", False, flag=True),
     Option("cmdline", "words to stand before the kernel's command line", metavar="WORDS"),
     Option("quiet", "print errors and warnings only", False, flag=True),
 )

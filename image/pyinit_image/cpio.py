@@ -51,8 +51,18 @@ class Member:
     inode: int = 0
 
 
-def write(members: Iterable[Member], *, mtime: int = 0, summed: bool = True) -> Iterator[bytes]:
+def write(
+    members: Iterable[Member],
+    *,
+    mtime: int = 0,
+    summed: bool = True,
+    known: frozenset[bytes] = frozenset(),
+    trailer: bool = True,
+) -> Iterator[bytes]:
     """Yield the bytes of an archive of ``members``, in the order given; parents must come first.
+
+    ``known`` are directories that an archive unpacked before this one has made. Without its trailer an
+    archive goes on with the next one.
 
     Owner, inode numbers and link counts are made up here: 0, 1, 2, 3... and 1. ``mtime`` (seconds, 32 bits)
     is that of all members. ``summed`` selects the format with checksums.
@@ -61,8 +71,9 @@ def write(members: Iterable[Member], *, mtime: int = 0, summed: bool = True) -> 
     if not 0 <= mtime <= MAX_SIZE:
         raise CpioError(f"modification time {mtime} does not fit into a newc header")
     seen: set[bytes] = set()
+    magic = MAGIC_SUMMED if summed else MAGIC
     for inode, member in enumerate(members, 1):
-        _check(member, seen)
+        _check(member, seen, known)
         links = 2 if stat.S_ISDIR(member.mode) else 1
         checksum = byte_sum(member.data) if summed and stat.S_ISREG(member.mode) else 0
         fields = (
@@ -79,11 +90,11 @@ def write(members: Iterable[Member], *, mtime: int = 0, summed: bool = True) -> 
             len(member.name) + 1,
             checksum,
         )
-        yield _header(MAGIC_SUMMED if summed else MAGIC, fields, member.name)
+        yield _header(magic, fields, member.name)
         yield member.data
         yield bytes(-len(member.data) % 4)
-    magic = MAGIC_SUMMED if summed else MAGIC
-    yield _header(magic, (0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, len(TRAILER) + 1, 0), TRAILER)
+    if trailer:
+        yield _header(magic, (0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, len(TRAILER) + 1, 0), TRAILER)
 
 
 def read(data: bytes, offset: int = 0) -> tuple[list[Member], int]:
@@ -138,7 +149,7 @@ def _header(magic: bytes, fields: Iterable[int], name: bytes) -> bytes:
     return header + bytes(-len(header) % 4)
 
 
-def _check(member: Member, seen: set[bytes]) -> None:
+def _check(member: Member, seen: set[bytes], known: frozenset[bytes]) -> None:
     name = member.name
     shown = printable(name)
     if not name or b"\0" in name or name.startswith(b"/") or name == TRAILER:
@@ -155,6 +166,6 @@ def _check(member: Member, seen: set[bytes]) -> None:
         raise CpioError(f"{shown} is in the archive twice")
     # A member whose parent directory is missing is skipped by the kernel without a word.
     parent = name.rpartition(b"/")[0]
-    if parent and parent not in seen:
+    if parent and parent not in seen and parent not in known:
         raise CpioError(f"{shown} comes before its directory {printable(parent)}")
     seen.add(name)

@@ -17,6 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import zstandard
 
@@ -308,37 +309,78 @@ class Kernel:
                 hint="Name an installed kernel with --kernel-version, or run depmod for this one.",
             )
         self.directory = found.path
-        self.modules = parse_dep(self._text("modules.dep"))
-        self.builtin = frozenset(module_name(line) for line in self._text("modules.builtin").split())
-        self.modprobe = read_modprobe(sysroot)
-        self.alias_table = [
-            *self.modprobe.aliases,
-            *parse_alias(self._text("modules.alias")),
-        ]
-        self.softdep_lines = [line.split() for line in self._text("modules.softdep").splitlines()]
-        self._before = dict(self.modprobe.before)
-        self._after = dict(self.modprobe.after)
+
+    # All of these are only looked up when somebody asks: an image whose layer of modules is in the cache
+    # needs none of them.
+
+    @cached_property
+    def modules(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Name to (path below the module directory, names of all modules it depends on)."""
+        return parse_dep(self._text("modules.dep"))
+
+    @cached_property
+    def builtin(self) -> frozenset[str]:
+        """The modules that are part of the kernel itself."""
+        return frozenset(module_name(line) for line in self._text("modules.builtin").split())
+
+    @cached_property
+    def modprobe(self) -> Modprobe:
+        """The settings of modprobe.d."""
+        return read_modprobe(self.sysroot)
+
+    @cached_property
+    def alias_table(self) -> list[tuple[str, str]]:
+        """(pattern, module), the ones of modprobe.d first."""
+        return [*self.modprobe.aliases, *parse_alias(self._text("modules.alias"))]
+
+    @cached_property
+    def softdep_lines(self) -> list[list[str]]:
+        """The words of the lines of modules.softdep."""
+        return [line.split() for line in self._text("modules.softdep").splitlines()]
+
+    @cached_property
+    def _soft(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+        before, after = dict(self.modprobe.before), dict(self.modprobe.after)
         for words in self.softdep_lines:
             if words[:1] == ["softdep"] and len(words) > 1:
                 pre, post = parse_softdep(words[2:])
                 name = canonical(words[1])
-                self._before[name] = self._before.get(name, ()) + pre
-                self._after[name] = self._after.get(name, ()) + post
-        self._literal: dict[str, list[str]] = {}
-        self._patterns: list[tuple[str, str, str]] = []
+                before[name] = before.get(name, ()) + pre
+                after[name] = after.get(name, ()) + post
+        return before, after
+
+    @cached_property
+    def _aliases(self) -> tuple[dict[str, list[str]], list[tuple[str, str, str]]]:
+        exact: dict[str, list[str]] = {}
+        patterns: list[tuple[str, str, str]] = []
         for pattern, name in self.alias_table:
             alias = canonical(pattern)
             literal = re.split(r"[*?[]", alias, maxsplit=1)[0]
             if literal == alias:
-                self._literal.setdefault(alias, []).append(name)
+                exact.setdefault(alias, []).append(name)
             else:
-                self._patterns.append((literal, alias, name))
-        self.config = config = self._config()
+                patterns.append((literal, alias, name))
+        return exact, patterns
+
+    @cached_property
+    def config(self) -> frozenset[str]:
         """Lines of the kernel's configuration; empty when it is not known."""
-        self.decompressors = frozenset(
+        places = (
+            f"/boot/config-{self.release}",
+            f"{self.directory}/config",
+            f"{self.directory}/build/.config",
+        )
+        place = self.sysroot.find(*places)
+        return frozenset(self.sysroot.read_text(place).splitlines()) if place else frozenset()
+
+    @cached_property
+    def decompressors(self) -> frozenset[str]:
+        """Suffixes of compressed modules that the kernel loads as they are."""
+        return frozenset(
             suffix
             for suffix, method in COMPRESSED.items()
-            if "CONFIG_MODULE_DECOMPRESS=y" in config and f"CONFIG_MODULE_COMPRESS_{method}=y" in config
+            if "CONFIG_MODULE_DECOMPRESS=y" in self.config
+            and f"CONFIG_MODULE_COMPRESS_{method}=y" in self.config
         )
 
     def find(self, name: str) -> list[str]:
@@ -348,11 +390,12 @@ class Kernel:
             return [name]
         if name in self.builtin:
             return []
-        names = list(self._literal.get(name, ()))
+        exact, patterns = self._aliases
+        names = list(exact.get(name, ()))
         if not names:
             names = [
                 module
-                for literal, pattern, module in self._patterns
+                for literal, pattern, module in patterns
                 if name.startswith(literal) and fnmatch.fnmatchcase(name, pattern)
             ]
         return [
@@ -363,11 +406,11 @@ class Kernel:
 
     def before(self, name: str) -> list[str]:
         """The modules of the soft dependencies to be loaded before ``name``."""
-        return [module for alias in self._before.get(name, ()) for module in self.find(alias)]
+        return [module for alias in self._soft[0].get(name, ()) for module in self.find(alias)]
 
     def after(self, name: str) -> list[str]:
         """The modules of the soft dependencies to be loaded after ``name``."""
-        return [module for alias in self._after.get(name, ()) for module in self.find(alias)]
+        return [module for alias in self._soft[1].get(name, ()) for module in self.find(alias)]
 
     def needs(self, name: str) -> tuple[str, ...]:
         """Everything to be loaded before ``name``, in loading order."""
@@ -390,15 +433,6 @@ class Kernel:
 
     def _text(self, name: str) -> str:
         return self.sysroot.read_text(f"{self.directory}/{name}")
-
-    def _config(self) -> frozenset[str]:
-        places = (
-            f"/boot/config-{self.release}",
-            f"{self.directory}/config",
-            f"{self.directory}/build/.config",
-        )
-        place = self.sysroot.find(*places)
-        return frozenset(self.sysroot.read_text(place).splitlines()) if place else frozenset()
 
 
 def releases(sysroot: Sysroot) -> list[str]:

@@ -31,7 +31,7 @@ class Entry:
     path: str
     mode: int
     data: bytes
-    """The content of a file, the target of a symbolic link."""
+    """The content of a file, the target of a symbolic link. Empty for a file that comes out of the cache."""
     device: tuple[int, int]
     reason: str
     """Why it is there, in a few words."""
@@ -39,15 +39,29 @@ class Entry:
     """The entry that wants this one; None when the build itself does."""
     source: str
     """Which source added it: the unit of ``ls --by-reason``."""
+    size: int
+    """Bytes of content."""
+    digest: str
+    """SHA-256 of the content, in hexadecimal."""
+
+    def same(self, other: Entry) -> bool:
+        """Whether both would be unpacked to the same."""
+        return (self.mode, self.digest, self.device) == (other.mode, other.digest, other.device)
 
 
 class Plan:
-    """Collects the entries of an image, each path once, with the first reason that was given."""
+    """Collects the entries of a layer, each path once, with the first reason that was given.
 
-    def __init__(self, sysroot: Sysroot) -> None:
+    ``below`` are the entries of the layers that are unpacked before this one.
+    """
+
+    def __init__(self, sysroot: Sysroot, below: Mapping[str, Entry] | None = None) -> None:
         self.sysroot = sysroot
         self.walker = Walker(sysroot)
+        self.below: Mapping[str, Entry] = below or {}
         self.entries: dict[str, Entry] = {}
+        self.stand_ins: frozenset[str] = frozenset()
+        """Paths in ``below`` whose file only stands in for the real one, which may take its place."""
         self.warnings: list[str] = []
         self.source = "base"
         """The name of the source that is adding entries now."""
@@ -78,10 +92,12 @@ class Plan:
     def include(self, path: str, content: bytes, mode: int, reason: str) -> None:
         """Add a file of the user's, in the place of any other file, with the libraries it needs."""
         path = self.canonical(path)
-        old = self.entries.get(path)
-        if old is not None and stat.S_ISREG(old.mode):
-            del self.entries[path]
-        self._add(path, stat.S_IFREG | mode & 0o755, content, reason, None)
+        old = self.entry(path)
+        if old is None or stat.S_ISREG(old.mode):
+            self.entries.pop(path, None)
+            self._put(path, stat.S_IFREG | mode & 0o755, content, reason, None, (0, 0))
+        else:
+            self._add(path, stat.S_IFREG | mode & 0o755, content, reason, None)
         self._items(self.walker.walk_foreign(content, path))
 
     def file(self, path: str, reason: str, parent: str | None = None) -> str:
@@ -100,6 +116,10 @@ class Plan:
         self.data(path, content, reason, parent, mode=0o755)
         self._items(self.walker.walk_foreign(content, self.canonical(path)))
 
+    def entry(self, path: str) -> Entry | None:
+        """What is at ``path``, in this layer or below it."""
+        return self.entries.get(path) or self.below.get(path)
+
     def canonical(self, path: str) -> str:
         """``path`` with the links of the plan resolved in its directory part: /sbin/x is /usr/sbin/x."""
         todo = [part for part in path.split("/") if part]
@@ -112,7 +132,7 @@ class Plan:
                 here = posixpath.dirname(here) if part == ".." else here
                 continue
             step = posixpath.join(here, part)
-            entry = self.entries.get(step)
+            entry = self.entry(step)
             if not todo or entry is None or not stat.S_ISLNK(entry.mode):
                 here = step
                 continue
@@ -122,28 +142,34 @@ class Plan:
         raise BuildError(f"{printable(path)}: a loop of symbolic links in the image")
 
     def finish(self) -> list[Entry]:
-        """All entries, parents first, with the manifest and, as the last, the sentinel."""
+        """The entries of this layer, parents first."""
         self.source = "base"
         for path in list(self.entries):
             child = path
-            while (parent := posixpath.dirname(child)) != "/" and parent not in self.entries:
+            while (parent := posixpath.dirname(child)) != "/" and self.entry(parent) is None:
                 self.directory(parent, f"holds {posixpath.basename(child)}")
                 child = parent
         for path, entry in self.entries.items():
-            above = self.entries.get(posixpath.dirname(path))
+            above = self.entry(posixpath.dirname(path))
             if above is not None and not stat.S_ISDIR(above.mode):
                 raise BuildError(
                     f"{printable(path)} ({entry.reason}) cannot be in the image: "
                     f"{printable(above.path)} is not a directory ({above.reason})"
                 )
+        return sorted(self.entries.values(), key=lambda entry: entry.path.split("/"))
+
+    def seal(self) -> list[Entry]:
+        """The entries of the last layer, with the manifest of all and, at the very end, the sentinel."""
+        self.finish()
+        self.source = "base"
         self.directory(posixpath.dirname(MANIFEST_PATH), "holds what pyinit brings along")
-        manifest = dump_manifest(self.entries.values())
+        everything = {**self.below, **self.entries}
+        manifest = dump_manifest(everything.values())
         self.data(MANIFEST_PATH, manifest, "every entry with its reason, for pyinit-image explain")
-        entries = sorted(self.entries.values(), key=lambda entry: entry.path.split("/"))
-        content = f"entries {len(entries)}\nmanifest sha256 {hashlib.sha256(manifest).hexdigest()}\n"
+        content = f"entries {len(everything) + 1}\nmanifest sha256 {hashlib.sha256(manifest).hexdigest()}\n"
         reason = "the last member: without it the archive was cut short"
-        sentinel = Entry(SENTINEL_PATH, stat.S_IFREG | 0o444, content.encode(), (0, 0), reason, None, "base")
-        return [*entries, sentinel]
+        sentinel = make_entry(SENTINEL_PATH, stat.S_IFREG | 0o444, content.encode(), reason, None, "base")
+        return [*self.finish(), sentinel]
 
     def _items(self, items: Iterable[Item]) -> None:
         for item in items:
@@ -164,14 +190,37 @@ class Plan:
         device: tuple[int, int] = (0, 0),
     ) -> None:
         path = self.canonical(path)
-        old = self.entries.get(path)
+        old = self.entry(path)
         if old is None:
-            self.entries[path] = Entry(path, mode, data, device, reason, parent, self.source)
-        elif (old.mode, old.data, old.device) != (mode, data, device):
+            self._put(path, mode, data, reason, parent, device)
+            return
+        new = make_entry(path, mode, data, reason, parent, self.source, device)
+        if path in self.stand_ins and path not in self.entries:
+            self.entries[path] = new
+        elif not old.same(new):
             raise BuildError(
                 f"{printable(path)} is wanted twice with different content: {old.reason}; {reason}",
                 hint="If you include it with --include, choose another destination.",
             )
+
+    def _put(
+        self, path: str, mode: int, data: bytes, reason: str, parent: str | None, device: tuple[int, int]
+    ) -> None:
+        self.entries[path] = make_entry(path, mode, data, reason, parent, self.source, device)
+
+
+def make_entry(
+    path: str,
+    mode: int,
+    data: bytes,
+    reason: str,
+    parent: str | None,
+    source: str,
+    device: tuple[int, int] = (0, 0),
+) -> Entry:
+    """An entry with its size and digest."""
+    digest = hashlib.sha256(data).hexdigest()
+    return Entry(path, mode, data, device, reason, parent, source, len(data), digest)
 
 
 def members(entries: Iterable[Entry]) -> Iterator[cpio.Member]:
@@ -192,8 +241,8 @@ def dump_manifest(entries: Iterable[Entry]) -> bytes:
         if entry.parent is not None:
             row["parent"] = entry.parent
         if stat.S_ISREG(entry.mode):
-            row["size"] = len(entry.data)
-            row["sha256"] = hashlib.sha256(entry.data).hexdigest()
+            row["size"] = entry.size
+            row["sha256"] = entry.digest
         table[entry.path] = row
     return json.dumps({"schema": SCHEMA, "entries": table}, sort_keys=True, separators=(",", ":")).encode()
 

@@ -208,8 +208,8 @@ def scan(request: dict[str, Any]) -> tuple[bytes, list[bytes]]:
         if kind == "builtin":
             continue
         row["path"] = place
+        row["file"] = file
         if kind == "extension":
-            row["file"] = file
             continue
         with open(file, "rb") as stream:
             source = stream.read()
@@ -245,7 +245,10 @@ def scan(request: dict[str, Any]) -> tuple[bytes, list[bytes]]:
         "missing": missing,
         "version": list(sys.version_info[:3]),
         "tag": sys.implementation.cache_tag,
-        "prefix": sys.prefix,
+        "listed": {
+            directory: sorted(names) if os.path.isdir(directory) else None
+            for directory, names in finder.listings.items()
+        },
     }
     return json.dumps(result).encode() + b"\n", blobs
 

@@ -22,6 +22,7 @@ from .errors import BuildError
 from .hooks import Hook
 from .plan import Plan
 from .sysroot import Sysroot
+from .trace import ABSENT, Trace
 
 PYTHON = "/usr/bin/python3"
 MINIMUM = (3, 11)
@@ -126,6 +127,7 @@ class Scan:
     """The search for modules, as a process of the target's interpreter. Started early, collected late."""
 
     def __init__(self, sysroot: Sysroot, walker: Walker, hooks: Sequence[Hook] = ()) -> None:
+        self.sysroot = sysroot
         self.interpreter = find(sysroot, walker)
         self._folder = tempfile.TemporaryDirectory(prefix="pyinit-image-")
         own = package_directory("pyinit")
@@ -189,6 +191,10 @@ class Scan:
             )
         return table, blobs
 
+    def is_temporary(self, path: str) -> bool:
+        """Whether ``path`` is a copy that was made for the search."""
+        return path.startswith(self._folder.name)
+
     def cancel(self) -> None:
         """End the process when its result is not wanted any more."""
         if self._process.poll() is None:
@@ -197,13 +203,24 @@ class Scan:
         self._folder.cleanup()
 
 
-def collect(plan: Plan, scan: Scan) -> Interpreter:
-    """Add the interpreter and the modules."""
+def collect(plan: Plan, scan: Scan) -> Trace:
+    """Add the interpreter and the modules; return what was looked at outside the target's eyes."""
     plan.source = "python"
     interpreter = scan.interpreter
     plan.file(PYTHON, "runs pyinit, the first process")
     table, blobs = scan.result()
     modules: dict[str, Any] = table["modules"]
+    trace = Trace()
+    for directory, names in table["listed"].items():
+        if scan.is_temporary(directory):
+            continue
+        if names is None:
+            trace.listed[directory] = ABSENT
+        else:
+            trace.list(directory, names)
+    for row in modules.values():
+        if "file" in row and not scan.is_temporary(row["file"]):
+            trace.look(row["file"])
     if modules.get("psutil._psutil_linux", {}).get("kind") != "extension":
         raise BuildError(
             f"psutil in {printable(str(package_directory('psutil')))} was compiled for another Python than "
@@ -241,7 +258,7 @@ def collect(plan: Plan, scan: Scan) -> Interpreter:
             plan.data(cached, code, "its byte code", path)
         else:
             plan.data(f"{path}c", code, reason, parent)
-    return interpreter
+    return trace
 
 
 def package_directory(name: str) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pyinit.text import printable
 
 from .errors import BuildError
+from .trace import ABSENT, Trace
 
 #: The longest file that a newc archive can hold: its header has 32 bits for the size.
 MAX_FILE = 2**32 - 1
@@ -36,7 +37,9 @@ class Sysroot:
     """The tree below ``root``. Everything in it is taken to stay as it is while an image is built."""
 
     root: Path
-    _links: dict[str, str | None] = field(default_factory=dict, repr=False)
+    trace: Trace = field(default_factory=Trace, repr=False)
+    """What was looked at."""
+    _places: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.root = Path(os.path.abspath(self.root))
@@ -66,7 +69,7 @@ class Sysroot:
                 here = posixpath.dirname(here)
                 continue
             step = posixpath.join(here, part)
-            target = self._readlink(step)
+            target = self._target(step)
             if target is None:
                 here = step
                 continue
@@ -79,7 +82,7 @@ class Sysroot:
             if target.startswith("/"):
                 here = "/"
             todo[:0] = [part for part in target.split("/") if part]
-        if not os.path.lexists(self.host(here)):
+        if self._place(here) == ABSENT:
             return None
         return Resolved(here, tuple(dict.fromkeys(links)))
 
@@ -102,7 +105,10 @@ class Sysroot:
         found = self.resolve(path)
         if found is None or not self.host(found.path).is_dir():
             return []
-        return sorted(os.listdir(self.host(found.path)))
+        place = str(self.host(found.path))
+        names = os.listdir(place)
+        self.trace.list(place, names)
+        return sorted(names)
 
     def read(self, path: str) -> bytes:
         """The content of the regular file ``path``; :class:`BuildError` when it cannot be read."""
@@ -119,13 +125,17 @@ class Sysroot:
         """The file ``path`` as text, or an empty string when there is none."""
         return self.read(path).decode("utf-8", "surrogateescape") if self.is_file(path) else ""
 
-    def _readlink(self, path: str) -> str | None:
-        if path not in self._links:
-            try:
-                self._links[path] = os.readlink(self.host(path))
-            except OSError:
-                self._links[path] = None
-        return self._links[path]
+    def _place(self, path: str) -> str:
+        """The mark of ``path``, looked at once."""
+        if path not in self._places:
+            host = str(self.host(path))
+            self.trace.look(host)
+            self._places[path] = self.trace.looked[host]
+        return self._places[path]
+
+    def _target(self, path: str) -> str | None:
+        place = self._place(path)
+        return place.removeprefix("-> ") if place.startswith("-> ") else None
 
 
 _KINDS = {

@@ -24,7 +24,10 @@ def initramfs(
 
     It is built again when an option, the system, or any code of the builder or of PID 1 has changed.
     """
-    spec = BuildSpec(sysroot=debian.tree, kernel_version=debian.release, **options)
+    cache = cache or Cache()
+    spec = BuildSpec(
+        sysroot=debian.tree, kernel_version=debian.release, cache=cache.root / "layers", **options
+    )
     recipe = {
         "debian": debian.source.digest,
         "options": {name: value for name, value in options.items() if name not in ("includes", "hooks")},
@@ -38,7 +41,7 @@ def initramfs(
         result = build(spec, progress)
         (folder / "initrd.img").write_bytes(result.image)
 
-    return (cache or Cache()).entry("image", recipe, make, progress) / "initrd.img"
+    return cache.entry("image", recipe, make, progress) / "initrd.img"
 
 
 def _digest_code(package: Path) -> list[tuple[str, str]]:

@@ -103,7 +103,7 @@ def test_modules_carry_the_feature_and_its_reason(plan: Plan, monkeypatch: pytes
     }
     kernel = Kernel.__new__(Kernel)
     kernel.modules, kernel.builtin, kernel.modprobe = kernel_modules, frozenset(), Modprobe()
-    kernel._literal, kernel._patterns, kernel._before, kernel._after = {"fs_vfat": ["vfat"]}, [], {}, {}
+    kernel._aliases, kernel._soft = ({"fs_vfat": ["vfat"]}, []), ({}, {})
     selected = select(kernel, "list", ["loop"], features.modules(target(plan), chosen))
     assert selected == {
         "loop": ("--module loop", None),

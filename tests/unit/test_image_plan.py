@@ -21,7 +21,7 @@ def empty(tmp_path: Path) -> Plan:
 
 
 def paths(collected: Plan) -> list[str]:
-    return [entry.path for entry in collected.finish()]
+    return [entry.path for entry in collected.seal()]
 
 
 def test_parents_come_first_and_the_sentinel_last(empty: Plan) -> None:
