@@ -16,18 +16,34 @@ from typing import Any
 from pyinit.config.sealed import CONFIG_PATH, SENTINEL_PATH, SealedConfig, dump_config
 from pyinit.text import printable
 
-from . import base, compress, cpio, features, kmods, python, stand_in, tools, udev
+from . import (
+    base,
+    compress,
+    cpio,
+    facts,
+    features,
+    genlist,
+    host,
+    kmods,
+    microcode,
+    python,
+    stand_in,
+    tools,
+    udev,
+)
 from . import hooks as boot_hooks
 from . import layers as layers_module
 from .elf import parse
 from .errors import BuildError
+from .facts import Facts
 from .install import check, install
 from .layers import Layer, Store
 from .plan import Entry, Plan, make_entry, members
 from .sysroot import Sysroot, read_regular
 from .trace import Trace
 
-MODES = ("generic", "list")
+MODES = ("generic", "host", "list")
+FORMATS = ("image", "list")
 RESCUE = ("open", "none")
 
 #: Short name that pyudev and ctypes ask for: file name in the image.
@@ -47,7 +63,13 @@ class BuildSpec:
     """Release of the kernel; None takes the only one there is, or the running one for ``/``."""
     mode: str = "generic"
     modules: tuple[str, ...] = ()
+    devices: Path | None = None
+    """The devices of the machine to build for, in mode host; None takes those of this machine."""
     compress: str = "zstd"
+    format: str = "image"
+    """``image``, or ``list``: a directory with the files and a list for the kernel's own build."""
+    microcode: str = "auto"
+    """``auto`` puts the target's microcode in front, ``none`` does not."""
     rescue: str = "open"
     cmdline: str = ""
     """Words that stand before those of the kernel's own command line."""
@@ -84,7 +106,7 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
     ``progress`` is told what comes next. Raises :class:`BuildError`; nothing is written then.
     """
     _check(spec)
-    if spec.output is not None:
+    if spec.output is not None and spec.format == "image":
         check(Path(spec.output))
     clock = _Clock(progress)
     with ThreadPoolExecutor(1) as pool:
@@ -94,12 +116,15 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
             layers = work.layers()
         finally:
             work.cancel()
+    entries = tuple(sorted({e.path: e for layer in layers for e in layer.entries}.values(), key=_order))
     image = b"".join(layer.packed + bytes(-len(layer.packed) % 4) for layer in layers)
     if spec.output is not None:
         clock.step("installation")
-        install(Path(spec.output), image)
+        if spec.format == "list":
+            genlist.write(entries, Path(spec.output))
+        else:
+            install(Path(spec.output), image)
     clock.step("")
-    entries = {entry.path: entry for layer in layers for entry in layer.entries}
     return BuildResult(
         work.kernel.release,
         image,
@@ -143,7 +168,9 @@ class _Build:
         self.clock = clock
         self.pool = pool
         self.mtime = _mtime()
-        self.store = Store(spec.cache) if spec.cache is not None else None
+        # What comes out of the cache has no content any more that a list could refer to.
+        keep = spec.cache is not None and spec.format == "image"
+        self.store = Store(spec.cache) if spec.cache is not None and keep else None
         # Each layer looks at the target system through its own eyes: what it looks at is noted.
         try:
             self.kernel = kmods.Kernel(Sysroot(spec.sysroot), spec.kernel_version)
@@ -152,7 +179,8 @@ class _Build:
             plan = Plan(Sysroot(spec.sysroot))
             python.find(plan.sysroot, plan.walker)
             raise
-        compress.check_kernel(spec.compress, self.kernel.config)
+        if spec.format == "image":
+            compress.check_kernel(spec.compress, self.kernel.config)
         release = re.match(r"(\d+)\.(\d+)", self.kernel.release)
         self.summed = release is None or (int(release[1]), int(release[2])) >= SUMMED_SINCE
         self.settings = Plan(Sysroot(spec.sysroot))
@@ -161,6 +189,10 @@ class _Build:
             self.settings.sysroot, self.kernel, spec.mode, spec.rescue, spec.cmdline
         )
         self.chosen = features.choose(self.settings, self.target, spec.features, spec.without)
+        self.facts = _facts(spec) if spec.mode == "host" else None
+        self.wanted = features.modules(self.target, self.chosen)
+        if self.facts is not None:
+            self.wanted += host.wanted(self.facts, self.kernel.find)
         self.scan: python.Scan | None = None
         self.own = layers_module.own_trace() if self.store is not None else Trace()
 
@@ -178,7 +210,7 @@ class _Build:
             "kernel": self.kernel.release,
             "mode": self.spec.mode,
             "modules": self.spec.modules,
-            "features": features.modules(self.target, self.chosen),
+            "wanted": self.wanted,
             "links": base.merged(self.settings.sysroot),
         }
         modules = self._kept("modules", modules_key)
@@ -201,8 +233,9 @@ class _Build:
         if making is not None:
             modules = making.layer()
         assert modules is not None
-        settings = self._make_settings([system, modules])
-        return [system, modules, settings]
+        early = self._make_early()
+        below = [*early, system, modules]
+        return [*below, self._make_settings(below, system, modules)]
 
     def _key(self) -> dict[str, object]:
         spec = self.spec
@@ -231,8 +264,7 @@ class _Build:
             for path, target in links
         }
         plan = Plan(sysroot, below)
-        wanted = features.modules(self.target, self.chosen)
-        index = kmods.collect(plan, self.kernel, self.spec.mode, self.spec.modules, wanted)
+        index = kmods.collect(plan, self.kernel, self.spec.mode, self.spec.modules, self.wanted)
         known = frozenset(index.modules) | index.builtin
         notes = {
             "drivers": sorted({driver for _, _, driver in udev.ALLOWED} & known),
@@ -240,6 +272,7 @@ class _Build:
                 entry.path.endswith(tuple(kmods.COMPRESSED)) for entry in index.modules.values()
             ),
         }
+        notes |= {"absent": plan.absent, "others": plan.others}
         return _Making(self, "modules", plan.finish(), plan, notes, key, [sysroot.trace])
 
     def _make_system(self, key: Mapping[str, object]) -> _Making:
@@ -256,14 +289,28 @@ class _Build:
         trace = python.collect(plan, scan)
         _libraries(plan, interpreter)
         stand_ins = _stand_ins(plan, bool(key["compressed"]))
-        notes = {"shell": shell, "daemon": daemon, "python": interpreter, "stand_ins": stand_ins}
+        notes = {"shell": shell, "daemon": daemon, "stand_ins": stand_ins, "absent": plan.absent}
         traces = [plan.sysroot.trace, scan.sysroot.trace, trace]
         return _Making(self, "system", plan.finish(), plan, notes, key, traces)
 
-    def _make_settings(self, below: list[Layer]) -> Layer:
+    def _make_early(self) -> list[Layer]:
+        if self.spec.microcode == "none":
+            return []
+        plan = Plan(Sysroot(self.spec.sysroot))
+        vendors = None if self.facts is None else frozenset(cpu.vendor for cpu in self.facts.cpus)
+        microcode.collect(plan, vendors)
+        self.settings.absent |= plan.absent
+        if not plan.entries:
+            return []
+        entries = plan.finish()
+        packed = b"".join(cpio.write(members(entries), mtime=self.mtime, summed=False))
+        return [Layer("early", tuple(entries), packed, len(packed), tuple(plan.warnings))]
+
+    def _make_settings(self, below: list[Layer], system: Layer, modules: Layer) -> Layer:
         spec, plan = self.spec, self.settings
         self.clock.step("settings")
-        system = below[0]
+        plan.absent |= {**modules.notes["absent"], **system.notes["absent"]}
+        plan.others = tuple(modules.notes["others"])
         plan.below = layers_module.merge(below)
         plan.stand_ins = frozenset(system.notes["stand_ins"])
         features.collect(plan, self.target, self.chosen)
@@ -333,12 +380,26 @@ def _check(spec: BuildSpec) -> None:
         (spec.mode, MODES, "mode"),
         (spec.compress, compress.METHODS, "compress"),
         (spec.rescue, RESCUE, "rescue"),
+        (spec.format, FORMATS, "format"),
+        (spec.microcode, microcode.CHOICES, "microcode"),
     ):
         if value not in known:
             raise BuildError(f"--{option} {printable(value)} is not known", hint="Known: " + ", ".join(known))
     for _, target in spec.includes:
         if not target.startswith("/") or target.endswith("/"):
             raise BuildError(f"--include: {printable(target)} is not an absolute path of a file in the image")
+
+
+def _facts(spec: BuildSpec) -> Facts:
+    """What a host-mode image is built for. Of this machine only when it is the one that will boot it."""
+    if spec.devices is not None:
+        return facts.parse(read_regular(spec.devices)[0])
+    if os.path.abspath(spec.sysroot) != "/":
+        raise BuildError(
+            f"mode host with --sysroot {printable(str(spec.sysroot))}: this is not the machine that will boot it",
+            hint="Run pyinit-image devices there and give its output with --devices, or use --mode generic.",
+        )
+    return facts.record()
 
 
 def _mtime() -> int:

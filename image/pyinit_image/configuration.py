@@ -19,8 +19,8 @@ from typing import Any
 from pyinit.config.distance import closest
 from pyinit.text import printable
 
-from . import compress
-from .build import MODES, RESCUE
+from . import compress, microcode
+from .build import FORMATS, MODES, RESCUE
 from .errors import BuildError
 from .sysroot import Sysroot, read_regular
 
@@ -56,8 +56,8 @@ OPTIONS = (
     Option("sysroot", "system to build for", "/", "DIR", file=True, in_files=False),
     Option(
         "mode",
-        "generic: any machine of this architecture; list: only the modules named with "
-        "--module and what they need",
+        "generic: any machine of this architecture; host: this machine, with a margin (docs/host-mode.md); "
+        "list: only the modules named with --module and what they need",
         "generic",
         choices=MODES,
     ),
@@ -66,6 +66,24 @@ OPTIONS = (
         "a kernel module or alias, such as ext4; loaded as soon as the boot starts",
         metavar="NAME",
         many=True,
+    ),
+    Option(
+        "devices",
+        "build mode host for the machine that pyinit-image devices wrote this file on",
+        metavar="FILE",
+        file=True,
+    ),
+    Option(
+        "format",
+        "image: one file for a boot loader; list: a directory with initramfs.list for CONFIG_INITRAMFS_SOURCE",
+        "image",
+        choices=FORMATS,
+    ),
+    Option(
+        "microcode",
+        "auto: put the microcode that the target system has in front; none: do not",
+        "auto",
+        choices=microcode.CHOICES,
     ),
     Option("compress", "compression of the image", "zstd", choices=compress.METHODS),
     Option(

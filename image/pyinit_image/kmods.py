@@ -27,6 +27,7 @@ from pyinit.text import printable
 
 from . import kmodindex
 from .errors import BuildError
+from .host import MARGIN
 from .plan import Plan
 from .sysroot import Sysroot
 
@@ -114,6 +115,11 @@ GENERIC_EXCLUDED = (
     ("drivers/scsi/qedf/*", "disks behind network cards"),
     ("drivers/scsi/qedi/*", "disks behind network cards"),
 )
+
+
+#: What each mode takes without being told a name, and how that is called in reasons.
+PATTERNS = {"generic": GENERIC, "host": MARGIN}
+MODES = {"generic": "generic mode", "host": "safety margin"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,22 +491,17 @@ def select(
     :class:`BuildError` for a wanted module that the kernel does not have.
     """
     selected: dict[str, tuple[str, str | None]] = {}
+    patterns = PATTERNS.get(mode, ())
     for name, asked in (*((name, f"--module {printable(name)}") for name in wanted), *others):
         found = kernel.find(name)
         if not found and canonical(name) not in kernel.builtin:
             raise _unknown(kernel, name)
         for module in found:
             selected.setdefault(module, (asked, None))
-    if mode == "generic":
-        for name, (path, _) in kernel.modules.items():
-            below = path.removeprefix("kernel/")
-            if name in kernel.modprobe.blacklist:
-                continue
-            if any(fnmatch.fnmatchcase(below, glob) for glob, _ in GENERIC_EXCLUDED):
-                continue
-            reason = next((why for glob, why in GENERIC if fnmatch.fnmatchcase(below, glob)), None)
-            if reason is not None:
-                selected.setdefault(name, (f"generic mode: {reason}", None))
+    for name, (path, _) in kernel.modules.items() if patterns else ():
+        reason = _match(path, patterns)
+        if reason and not left_out(kernel, name):
+            selected.setdefault(name, (f"{MODES[mode]}: {reason}", None))
     todo = list(selected)
     while todo:
         name = todo.pop(0)
@@ -514,6 +515,19 @@ def select(
                     selected[need] = (reason, name)
                     todo.append(need)
     return selected
+
+
+def _match(path: str, patterns: Sequence[tuple[str, str]]) -> str:
+    below = path.removeprefix("kernel/")
+    return next((why for glob, why in patterns if fnmatch.fnmatchcase(below, glob)), "")
+
+
+def left_out(kernel: Kernel, name: str) -> str:
+    """Why a module is not taken although its kind is; empty when it is."""
+    if name in kernel.modprobe.blacklist:
+        return f"it is blacklisted by {', '.join(kernel.modprobe.files)}"
+    reason = _match(kernel.modules[name][0], GENERIC_EXCLUDED)
+    return f"mode generic leaves it out: {reason}" if reason else ""
 
 
 def hash_driver(kernel: Kernel) -> str:
@@ -576,6 +590,10 @@ def collect(
         if name not in selected:
             selected[name] = ("the kernel checks the signatures of the others faster with it", None)
             add(name)
+    plan.others = tuple(name for name in kernel.modules if name not in selected)
+    for name in plan.others:
+        if name in kernel.modprobe.blacklist or _match(kernel.modules[name][0], PATTERNS.get(mode, ())):
+            plan.leave_out(name, left_out(kernel, name))
     plan.source = "firmware"
     _firmware(plan, kernel, firmware, places)
     plan.source = "modules"
@@ -651,6 +669,7 @@ def _firmware(plan: Plan, kernel: Kernel, wanted: dict[str, list[str]], places: 
         ]
         if not places_found:
             missing.setdefault(modules[0], []).append(name)
+            plan.leave_out(name, f"firmware for {modules[0]}, not installed in the target system")
         for place in places_found:
             plan.file(place, "firmware", f"{kernel.directory}/{places[modules[0]]}")
     if missing:

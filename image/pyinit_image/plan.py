@@ -8,7 +8,7 @@ import posixpath
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyinit.config.sealed import SENTINEL_PATH
 from pyinit.text import printable
@@ -60,6 +60,10 @@ class Plan:
         self.walker = Walker(sysroot)
         self.below: Mapping[str, Entry] = below or {}
         self.entries: dict[str, Entry] = {}
+        self.absent: dict[str, str] = {}
+        """What was left out on purpose, and why: a path, the name of a file or of a kernel module."""
+        self.others: tuple[str, ...] = ()
+        """The kernel modules that the image could have but has not."""
         self.stand_ins: frozenset[str] = frozenset()
         """Paths in ``below`` whose file only stands in for the real one, which may take its place."""
         self.warnings: list[str] = []
@@ -70,6 +74,10 @@ class Plan:
         """Note something that the user should know but that does not stop the build."""
         if message not in self.warnings:
             self.warnings.append(message)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note why something is not in the image, for ``pyinit-image explain``."""
+        self.absent.setdefault(name, reason)
 
     def directory(self, path: str, reason: str, *, mode: int = 0o755) -> None:
         """Add a directory."""
@@ -164,7 +172,7 @@ class Plan:
         self.source = "base"
         self.directory(posixpath.dirname(MANIFEST_PATH), "holds what pyinit brings along")
         everything = {**self.below, **self.entries}
-        manifest = dump_manifest(everything.values())
+        manifest = dump_manifest(everything.values(), self.absent, self.others)
         self.data(MANIFEST_PATH, manifest, "every entry with its reason, for pyinit-image explain")
         content = f"entries {len(everything) + 1}\nmanifest sha256 {hashlib.sha256(manifest).hexdigest()}\n"
         reason = "the last member: without it the archive was cut short"
@@ -229,7 +237,19 @@ def members(entries: Iterable[Entry]) -> Iterator[cpio.Member]:
         yield cpio.Member(_encode(entry.path[1:]), entry.mode, entry.data, entry.device)
 
 
-def dump_manifest(entries: Iterable[Entry]) -> bytes:
+class Manifest(NamedTuple):
+    """Why everything is in an image, and other things are not."""
+
+    entries: dict[str, Mapping[str, Any]]
+    absent: dict[str, str]
+    """See :attr:`Plan.absent`."""
+    others: tuple[str, ...]
+    """See :attr:`Plan.others`."""
+
+
+def dump_manifest(
+    entries: Iterable[Entry], absent: Mapping[str, str] | None = None, others: Iterable[str] = ()
+) -> bytes:
     """Encode the manifest; it cannot list itself and the sentinel that covers it."""
     table = {}
     for entry in entries:
@@ -244,10 +264,16 @@ def dump_manifest(entries: Iterable[Entry]) -> bytes:
             row["size"] = entry.size
             row["sha256"] = entry.digest
         table[entry.path] = row
-    return json.dumps({"schema": SCHEMA, "entries": table}, sort_keys=True, separators=(",", ":")).encode()
+    raw = {
+        "schema": SCHEMA,
+        "entries": table,
+        "absent": dict(absent or {}),
+        "others": " ".join(sorted(others)),
+    }
+    return json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()
 
 
-def parse_manifest(data: bytes) -> dict[str, Mapping[str, Any]]:
+def parse_manifest(data: bytes) -> Manifest:
     """Decode a manifest; :class:`BuildError` when it is none."""
     try:
         raw = json.loads(data)
@@ -259,7 +285,8 @@ def parse_manifest(data: bytes) -> dict[str, Mapping[str, Any]]:
                 raise ValueError("an entry without a reason")
             if not isinstance(row.get("parent"), str | None):
                 raise ValueError("a parent that is not a path")
-        return dict(entries)
+        absent = {str(name): str(reason) for name, reason in raw["absent"].items()}
+        return Manifest(entries, absent, tuple(raw["others"].split()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BuildError(f"{MANIFEST_PATH} is damaged: {printable(str(error))}") from error
 

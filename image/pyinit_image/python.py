@@ -228,6 +228,10 @@ def collect(plan: Plan, scan: Scan) -> Trace:
             hint="Install the wheel of psutil, which fits all versions: pip install psutil",
         )
 
+    for (_, name), why in EXCLUDED.items():
+        if name not in modules:
+            plan.leave_out(name, f"a Python module: {why}")
+
     def place(name: str | None) -> str | None:
         row = modules.get(name or "", {})
         if row.get("kind") == "extension" or "source" in row:

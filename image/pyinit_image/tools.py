@@ -84,4 +84,6 @@ def collect_rescue(plan: Plan, python: str) -> str:
             plan.link(f"/usr/bin/{name}", busybox, f"rescue shell: {reason}", busybox)
         elif place is not None:
             plan.file(place, f"rescue shell: {reason}")
+        else:
+            plan.leave_out(name, f"the rescue shell would have it ({reason}), the target system has not")
     return shell

@@ -64,6 +64,7 @@ def collect(plan: Plan, drivers: frozenset[str], shell: str) -> str:
     users, groups = {"root"}, set(GROUPS)
     for name, reason, driver in ALLOWED:
         if driver and driver not in drivers:
+            plan.leave_out(name, f"its driver {driver} is not in the image: {reason}")
             continue
         place = sysroot.find(*(f"{directory}/{name}" for directory in RULES))
         if place is None:
@@ -84,6 +85,11 @@ def collect(plan: Plan, drivers: frozenset[str], shell: str) -> str:
         more_users, more_groups = owners(rules)
         users |= more_users
         groups |= more_groups
+    allowed = {name for name, _, _ in ALLOWED}
+    for directory in ("/etc/udev/rules.d", *RULES):
+        for name in sysroot.list(directory):
+            if name.endswith(".rules") and (name not in allowed or directory.startswith("/etc")):
+                plan.leave_out(name, "udev rules are taken from a list of those an initramfs needs")
     configuration = sysroot.find("/etc/udev/udev.conf", "/usr/lib/udev/udev.conf")
     if configuration is not None:
         plan.file(configuration, "settings of the udev daemon")

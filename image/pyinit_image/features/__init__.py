@@ -140,12 +140,14 @@ def choose(plan: Plan, target: Target, asked: Sequence[str], without: Sequence[s
     chosen = []
     for name, feature in features.items():
         if name in without:
+            plan.leave_out(name, f"a feature, left out by --no-feature {name}")
             continue
         if name in asked:
             reason = f"--feature {name}"
         else:
             reason = _guard(feature, partial(feature.wanted, target))
         if not reason:
+            plan.leave_out(name, f"a feature ({feature.summary}) that this image has no use for")
             continue
         lacks = _guard(feature, partial(_missing, feature, target))
         if not lacks:

@@ -1,0 +1,154 @@
+"""The commands that make images: build, config, devices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyinit.text import printable
+
+from .. import configuration, facts
+from ..build import BuildResult, BuildSpec, build
+from ..errors import BuildError
+from ..layers import default_folder
+from .show import size
+
+
+def build_image(options: argparse.Namespace) -> int:
+    """``pyinit-image build``."""
+    settings = configuration.effective(options)
+    quiet = bool(settings["quiet"][0].value)
+    spec = _spec(options, settings)
+    progress = _Progress(quiet or options.json)
+    start = time.monotonic()
+    try:
+        result = build(spec, progress.step)
+    finally:
+        progress.end()
+    for warning in result.warnings:
+        print(f"pyinit-image: warning: {warning}", file=sys.stderr)
+    seconds = time.monotonic() - start
+    if options.json:
+        print(json.dumps(_report(options, spec, result, seconds)))
+    elif not quiet:
+        kept = [layer.name for layer in result.layers if layer.cached]
+        print(
+            f"{printable(str(options.output))}: kernel {printable(result.kernel_version)}, {spec.mode}, "
+            f"{size(len(result.image))} ({size(result.unpacked)} unpacked), {len(result.entries)} entries, "
+            f"{seconds:.1f} s" + (f"; kept: {', '.join(kept)}" if kept else "")
+        )
+    return 0
+
+
+def print_configuration(options: argparse.Namespace) -> int:
+    """``pyinit-image config``."""
+    settings = configuration.effective(options)
+    if options.json:
+        print(json.dumps(configuration.table(settings), indent=1))
+        return 0
+    for option in configuration.OPTIONS:
+        if not settings[option.name]:
+            print(f"{option.name} = []  # default")
+        for setting in settings[option.name]:
+            shown = str(setting.value).lower() if option.flag else f'"{printable(str(setting.value))}"'
+            equals = "+=" if option.many else "="
+            print(f"{option.name} {equals} {shown}  # {printable(setting.origin)}")
+    return 0
+
+
+def print_devices(options: argparse.Namespace) -> int:
+    """``pyinit-image devices``."""
+    sys.stdout.write(facts.dump(facts.record()).decode())
+    return 0
+
+
+class _Progress:
+    """The step of a build: in place on a terminal, one line each in a log."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = sys.stderr.isatty()
+        self._told: set[str] = set()
+
+    def step(self, name: str) -> None:
+        if self._quiet:
+            return
+        if self._live:
+            print(f"\r\033[K{name} ...", end="", file=sys.stderr, flush=True)
+        elif name not in self._told:
+            self._told.add(name)
+            print(f"pyinit-image: {name}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._live and not self._quiet:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _spec(options: argparse.Namespace, settings: configuration.Settings) -> BuildSpec:
+    mode = configuration.value(settings, "mode")
+    if mode == "list" and not settings["module"]:
+        raise BuildError(
+            "an image of mode list has no driver at all unless they are named",
+            hint="Name them: --module ext4 --module virtio_blk --module virtio_pci",
+        )
+    folder = configuration.value(settings, "cache")
+    devices = configuration.value(settings, "devices")
+    return BuildSpec(
+        output=options.output,
+        sysroot=Path(configuration.value(settings, "sysroot")),
+        kernel_version=configuration.value(settings, "kernel-version") or None,
+        mode=mode,
+        devices=Path(devices) if devices else None,
+        modules=configuration.values(settings, "module"),
+        compress=configuration.value(settings, "compress"),
+        format=configuration.value(settings, "format"),
+        microcode=configuration.value(settings, "microcode"),
+        rescue=configuration.value(settings, "rescue"),
+        cmdline=configuration.value(settings, "cmdline"),
+        includes=_includes(configuration.values(settings, "include")),
+        features=configuration.values(settings, "feature"),
+        without=configuration.values(settings, "no-feature"),
+        hooks=tuple(Path(name) for name in configuration.values(settings, "hook")),
+        cache=None if settings["no-cache"][0].value else Path(folder) if folder else default_folder(),
+    )
+
+
+def _includes(items: Sequence[str]) -> tuple[tuple[Path | str | bytes, str], ...]:
+    """``SRC:DST`` apart: at the last colon before a slash, unless there is a file with all of that name."""
+    result: list[tuple[Path | str | bytes, str]] = []
+    for item in items:
+        source, colon, target = item.rpartition(":/")
+        if colon and not os.path.lexists(item):
+            result.append((source, f"/{target}"))
+        else:
+            result.append((item, os.path.abspath(item)))
+    return tuple(result)
+
+
+def _report(
+    options: argparse.Namespace, spec: BuildSpec, result: BuildResult, seconds: float
+) -> dict[str, object]:
+    return {
+        "image": os.fsencode(options.output).decode("utf-8", "replace"),
+        "kernel": result.kernel_version,
+        "mode": spec.mode,
+        "bytes": len(result.image),
+        "unpacked": result.unpacked,
+        "entries": len(result.entries),
+        "layers": [
+            {
+                "name": layer.name,
+                "bytes": len(layer.packed),
+                "unpacked": layer.unpacked,
+                "cached": layer.cached,
+            }
+            for layer in result.layers
+        ],
+        "seconds": round(seconds, 3),
+        "warnings": list(result.warnings),
+    }
