@@ -1,4 +1,4 @@
-"""A real image as a list for the kernel's build: whoever reads it as the kernel's document says gets the same."""
+"""A real image as a list for the kernel's build, read back as the kernel's document describes it."""
 
 from __future__ import annotations
 
