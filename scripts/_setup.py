@@ -115,7 +115,7 @@ def main(script: Callable[[list[str]], int]) -> NoReturn:
         if any(word in ("-h", "--help") for word in sys.argv[1:]) or _in_environment():
             status = script(sys.argv[1:])
         else:
-            _install_packages()
+            install_packages(PACKAGES if os.geteuid() == 0 else {**PACKAGES, **USER_PACKAGES})
             _make_environment()
             python = str(VENV / "bin" / "python")
             os.execv(python, [python, *sys.argv])
@@ -148,8 +148,11 @@ def _requirements() -> str:
     return hashlib.sha256(PYPROJECT.read_bytes() + str(ROOT).encode()).hexdigest() + "\n"
 
 
-def _install_packages() -> None:
-    wanted = dict(PACKAGES) if os.geteuid() == 0 else {**PACKAGES, **USER_PACKAGES}
+def install_packages(wanted: dict[str, str]) -> None:
+    """Install those of these Debian packages that are missing; the values say what they are for.
+
+    Raises :class:`SetupError`.
+    """
     if shutil.which("dpkg-query") is None or shutil.which("apt-get") is None:
         if shutil.which("qemu-system-x86_64") is None or shutil.which("mmdebstrap") is None:
             raise SetupError(f"this is no Debian; install what corresponds to: {' '.join(wanted)}")

@@ -133,6 +133,52 @@ def fetch(
         )
 
 
+@dataclass(frozen=True)
+class FetchedPackage:
+    """A binary package in the cache. Nothing may write to it."""
+
+    version: str
+    path: Path
+    """The package itself, ``.deb``."""
+    notes: tuple[str, ...] = ()
+    """What a person should know, as with a kernel."""
+
+
+def fetch_package(
+    name: str,
+    suite: str,
+    *,
+    mirror: str | None = None,
+    keyring: Path | None = KEYRING,
+    progress: Progress = silent,
+    cache: Cache | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> FetchedPackage:
+    """A package by its name, such as ``linux-source-6.1``, as it is, in the version that the suite has now.
+
+    Parameters and :class:`KernelFetchError` as with :func:`fetch`; the archive is always asked.
+    """
+    cache = cache or Cache()
+    archive = _Archive((mirror or host_mirror()).rstrip("/"), suite, keyring, progress, now)
+    release, notes = archive.release()
+    listing, index = archive.listing(release)
+    package = archive.packages(listing, index, re.compile(re.escape(name))).get(name)
+    if package is None:
+        raise KernelFetchError(
+            f"Debian {printable(suite)} has no package {printable(name)}\n"
+            f"tried: {archive.url(listing)}\nChoose another suite."
+        )
+
+    def build(work: Path) -> None:
+        part = archive.package(package, cache.root / "package" / ".parts" / package.sha256)
+        part.rename(work / "package.deb")
+
+    recipe = {"name": name, "sha256": package.sha256}
+    version = package.version.replace(":", ".")
+    folder = cache.entry("package", recipe, build, progress, prefix=f"{name}-{version}-")
+    return FetchedPackage(package.version, folder / "package.deb", tuple(notes))
+
+
 def fetched(cache: Cache | None = None) -> list[FetchedKernel]:
     """All kernels that can be used without a network, by suite and flavour."""
     cache = cache or Cache()
@@ -373,8 +419,10 @@ class _Archive:
             f"tried: with .xz, with .gz, and uncompressed\n{_OTHER_MIRROR}"
         )
 
-    def packages(self, path: str, index: deb.Index) -> dict[str, deb.Package]:
-        """The packages of kernels in the list."""
+    def packages(
+        self, path: str, index: deb.Index, wanted: re.Pattern[str] = _PARTS
+    ) -> dict[str, deb.Package]:
+        """The packages in the list whose names match; by default those of kernels."""
         self.progress(f"reading the packages of Debian {self.suite}")
         # By its hash a file can be had while the mirror is being changed.
         by_hash = f"{path.rpartition('/')[0]}/by-hash/SHA256/{index.sha256}"
@@ -387,7 +435,7 @@ class _Archive:
         self._check(url, hashlib.sha256(data).hexdigest(), len(data), index.sha256, index.size)
         try:
             text = deb.decompress(data, Path(path).suffix).decode("utf-8", "replace")
-            return deb.parse_packages(text, _PARTS)
+            return deb.parse_packages(text, wanted)
         except deb.DebError as error:
             raise KernelFetchError(f"{url}: {error}\n{_OTHER_MIRROR}") from error
 

@@ -9,6 +9,7 @@ import http.server
 import io
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -288,6 +289,27 @@ def test_what_is_not_there_is_named_with_what_is(get: Callable[..., kernels.Fetc
         get(flavour="../x")
     with pytest.raises(KernelFetchError, match=r"has been fetched\ntried(.|\n)*run: pyinit-qemu kernel"):
         get(offline=True)
+
+
+def test_a_package_is_fetched_as_it_is_and_once(mirror: Mirror, tmp_path: Path) -> None:
+    def get_package(name: str) -> kernels.FetchedPackage:
+        cache = Cache(tmp_path / "cache")
+        return kernels.fetch_package(
+            name, "bookworm", mirror=mirror.url, keyring=None, cache=cache, now=lambda: NOW
+        )
+
+    package = get_package(f"linux-image-{RELEASE}")
+    assert package.version == "6.1.9-1"
+    assert package.path.read_bytes() == mirror.deb.read_bytes()
+    mirror.asked.clear()
+    assert get_package(f"linux-image-{RELEASE}").path == package.path
+    assert "/pool/kernel.deb" not in [path for path, _ in mirror.asked]
+    with pytest.raises(KernelFetchError, match="has no package linux-source-6.1"):
+        get_package("linux-source-6.1")
+    mirror.deb.write_bytes(b"!" * len(mirror.deb.read_bytes()))
+    shutil.rmtree(package.path.parent)
+    with pytest.raises(KernelFetchError, match="is not what the archive announces"):
+        get_package(f"linux-image-{RELEASE}")
 
 
 def test_without_a_network(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("scripts/boot", "scripts/test")
+SCRIPTS = ("scripts/_setup.py", "scripts/bench", "scripts/boot", "scripts/embed-kernel", "scripts/test")
 
 
 @pytest.mark.effects
