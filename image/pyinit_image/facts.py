@@ -2,7 +2,7 @@
 
 Read from /proc, /sys and the tables in /etc, and kept in the image as devices.json. Nothing that would tell
 two machines of one make apart is kept: no serial numbers, no network addresses, no UUIDs but those that
-/etc/fstab names.
+/etc/fstab names and those of kinds of devices.
 """
 
 from __future__ import annotations
@@ -297,11 +297,11 @@ def parse(data: bytes) -> Facts:
         if raw["schema"] != SCHEMA:
             raise ValueError(f"schema {raw['schema']}, not {SCHEMA}")
         facts = _decode(Facts, {name: value for name, value in raw.items() if name != "schema"}, "facts")
-        names = {block.name for block in facts.blocks}
-        for holder in (*facts.mounts, *facts.fstab):
-            _known(names, holder.blocks)
-        for block in facts.blocks:
-            _known(names, block.below)
+        known = {block.name for block in facts.blocks}
+        lists = [mount.blocks for mount in facts.mounts] + [line.blocks for line in facts.fstab]
+        for name in (name for names in (*lists, *(block.below for block in facts.blocks)) for name in names):
+            if name not in known:
+                raise ValueError(f"no block device {name}")
     except (ValueError, RecursionError) as error:
         raise BuildError(
             f"{DEVICES_PATH} is damaged: {printable(str(error)[:200])}",
@@ -504,12 +504,6 @@ def _fields(paragraph: str) -> dict[str, str]:
 
 def _integer(text: str) -> int:
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
-
-
-def _known(names: set[str], wanted: Iterable[str]) -> None:
-    for name in wanted:
-        if name not in names:
-            raise ValueError(f"no block device {name}")
 
 
 def _decode(kind: type[_Record], raw: Any, where: str) -> _Record:
