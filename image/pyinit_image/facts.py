@@ -511,7 +511,7 @@ def _decode(kind: type[_Record], raw: Any, where: str) -> _Record:
     if not isinstance(raw, dict):
         raise ValueError(f"{where} is not an object")
     hints = typing.get_type_hints(kind)
-    for name in hints.keys() ^ raw.keys():
+    for name in sorted(hints.keys() ^ raw.keys()):
         raise ValueError(f"{where}: {name} is " + ("missing" if name in hints else "not known"))
     return kind(**{name: _value(hint, raw[name], f"{where}.{name}") for name, hint in hints.items()})
 

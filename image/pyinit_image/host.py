@@ -29,8 +29,8 @@ MAPPINGS = (
     ("CRYPT-VERITY-", "verity", ("dm-verity",)),
     ("CRYPT-INTEGRITY-", "integrity", ("dm-integrity",)),
     ("CRYPT-*", "encryption", ("dm-crypt",)),
-    # Names of the layers: lib/activate/dev_manager.c of LVM2. A snapshot or a move of data may be begun after
-    # the image was built and must not keep the volume from being activated.
+    # Names of the layers: lib/activate/dev_manager.c and lib/misc/lvm-string.c of LVM2. A snapshot or a move
+    # of data may be begun after the image was built and must not keep the volume from being activated.
     ("LVM-*", "LVM", ("dm-snapshot", "dm-mirror")),
     ("LVM-tpool", "LVM thin pool", ("dm-thin-pool",)),
     ("LVM-tdata", "LVM thin pool", ("dm-thin-pool",)),
