@@ -6,19 +6,19 @@ What is in an image is foreign data. Nothing here raises anything but :class:`Bu
 
 from __future__ import annotations
 
-import lzma
+import dataclasses
 import os
 import stat
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-
-import zstandard
 
 from pyinit.text import printable
 
 from . import compress, cpio
 from .errors import BuildError
+
+#: Bytes that an image may unpack to, unless the caller says otherwise.
+LIMIT = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,46 +28,43 @@ class Segment:
     offset: int
     compression: str
     members: tuple[cpio.Member, ...]
+    size: int
+    """Bytes that it takes in the file: of archives in one stream the first has all."""
 
 
-def read(image: bytes) -> list[Segment]:
-    """The archives of an image, in the order in which the kernel unpacks them."""
+def read(image: bytes, *, limit: int = LIMIT) -> list[Segment]:
+    """The archives of an image, in the order in which the kernel unpacks them.
+
+    :class:`BuildError` when what is compressed in it comes to more than ``limit`` bytes.
+    """
     segments: list[Segment] = []
     at = 0
+    room = limit
     while (at := _skip_zeros(image, at)) < len(image):
         if image.startswith((cpio.MAGIC, cpio.MAGIC_SUMMED), at):
             members, end = cpio.read(image, at)
-            segments.append(Segment(at, "none", tuple(members)))
+            segments.append(Segment(at, "none", tuple(members), end - at))
             at = end
             continue
         method = compress.detect(image[at : at + 16])
-        unpack = compress.decompressors().get(method or "")
-        if method is None or unpack is None:
-            what = (
-                f"compressed with {method}, which is not supported"
-                if method
-                else "neither newc nor compressed"
-            )
-            raise BuildError(f"byte {at} of the image is {what}: {printable(image[at : at + 6])}")
-        try:
-            plain, size = unpack(image[at:])
-        except (
-            ValueError,
-            EOFError,
-            OSError,
-            MemoryError,
-            zlib.error,
-            lzma.LZMAError,
-            zstandard.ZstdError,
-        ) as error:
+        if method is None:
             raise BuildError(
-                f"the {method} stream at byte {at} is damaged: {printable(str(error))}"
+                f"byte {at} of the image is neither newc nor compressed: {printable(image[at : at + 6])}"
+            )
+        try:
+            plain, end = compress.decompress(image, at, method, room)
+        except compress.TooLarge as error:
+            raise BuildError(
+                f"the {method} stream at byte {at} unpacks to more than the {limit} bytes that are allowed",
+                hint="If the image is to be trusted, give a higher --max-size.",
             ) from error
-        inner = 0
+        room -= len(plain)
+        inner, size = 0, end - at
         while (inner := _skip_zeros(plain, inner)) < len(plain):
             members, inner = cpio.read(plain, inner)
-            segments.append(Segment(at, method, tuple(members)))
-        at += size
+            segments.append(Segment(at, method, tuple(members), size))
+            size = 0
+        at = end
     return segments
 
 
@@ -78,7 +75,12 @@ def tree(segments: list[Segment]) -> dict[str, cpio.Member]:
     """
     found: dict[str, cpio.Member] = {}
     for segment in segments:
+        # Of hard links only one has the content (init/initramfs.c, maybe_link()), in the same archive.
+        links = [member for member in segment.members if member.links > 1 and member.data]
+        linked = {_file(member): member.data for member in links}
         for member in segment.members:
+            if member.links > 1 and stat.S_ISREG(member.mode):
+                member = dataclasses.replace(member, data=linked.get(_file(member), b""))
             parts = [part for part in member.name.split(b"/") if part not in (b"", b".")]
             if b".." in parts:
                 raise BuildError(f"hostile archive: the name {printable(member.name)} leaves the root")
@@ -86,6 +88,10 @@ def tree(segments: list[Segment]) -> dict[str, cpio.Member]:
             if path != "/":
                 found[path] = member
     return found
+
+
+def _file(member: cpio.Member) -> tuple[int, int, int, int]:
+    return member.inode, *member.holder, stat.S_IFMT(member.mode)
 
 
 def lookup(members: dict[str, cpio.Member], path: str) -> str | None:

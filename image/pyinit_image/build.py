@@ -128,9 +128,7 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
     return BuildResult(
         work.kernel.release,
         image,
-        tuple(
-            sorted(entries.values(), key=lambda entry: (entry.path == SENTINEL_PATH, entry.path.split("/")))
-        ),
+        entries,
         tuple(layers),
         sum(layer.unpacked for layer in layers),
         tuple(dict.fromkeys(warning for layer in layers for warning in layer.warnings)),
@@ -396,7 +394,8 @@ def _facts(spec: BuildSpec) -> Facts:
         return facts.parse(read_regular(spec.devices)[0])
     if os.path.abspath(spec.sysroot) != "/":
         raise BuildError(
-            f"mode host with --sysroot {printable(str(spec.sysroot))}: this is not the machine that will boot it",
+            f"mode host with --sysroot {printable(str(spec.sysroot))}: "
+            "this is not the machine that will boot it",
             hint="Run pyinit-image devices there and give its output with --devices, or use --mode generic.",
         )
     return facts.record()

@@ -75,7 +75,8 @@ OPTIONS = (
     ),
     Option(
         "format",
-        "image: one file for a boot loader; list: a directory with initramfs.list for CONFIG_INITRAMFS_SOURCE",
+        "image: one file for a boot loader; list: a directory with initramfs.list for the kernel's "
+        "CONFIG_INITRAMFS_SOURCE",
         "image",
         choices=FORMATS,
     ),

@@ -49,6 +49,8 @@ class Member:
     mtime: int = 0
     links: int = 1
     inode: int = 0
+    holder: tuple[int, int] = (0, 0)
+    """Major and minor number of the file system it was on; with ``inode`` they tell hard links."""
 
 
 def write(
@@ -117,7 +119,7 @@ def read(data: bytes, offset: int = 0) -> tuple[list[Member], int]:
             fields = [int(digits[at : at + 8], 16) for at in range(0, FIELDS * 8, 8)]
         except ValueError as error:
             raise CpioError(f"damaged newc header at byte {offset}") from error
-        inode, mode, uid, gid, links, mtime, size, _, _, major, minor, name_size, checksum = fields
+        inode, mode, uid, gid, links, mtime, size, *holder, major, minor, name_size, checksum = fields
         start = offset + HEADER_SIZE
         name = data[start : start + name_size]
         body = start + name_size + (-(start + name_size - offset) % 4)
@@ -130,7 +132,9 @@ def read(data: bytes, offset: int = 0) -> tuple[list[Member], int]:
             return members, min(offset, len(data))
         if magic == MAGIC_SUMMED and stat.S_ISREG(mode) and byte_sum(content) != checksum:
             raise CpioError(f"{printable(name)}: the content does not match its checksum")
-        members.append(Member(name, mode, content, (major, minor), uid, gid, mtime, links, inode))
+        members.append(
+            Member(name, mode, content, (major, minor), uid, gid, mtime, links, inode, (holder[0], holder[1]))
+        )
 
 
 def byte_sum(data: bytes) -> int:

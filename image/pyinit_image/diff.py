@@ -26,7 +26,8 @@ class Change:
 def compare(old: Mapping[str, cpio.Member], new: Mapping[str, cpio.Member]) -> list[Change]:
     """The changes from ``old`` to ``new``, sorted by path. Times and inode numbers do not count."""
     manifests = [
-        parse_manifest(image[MANIFEST_PATH].data).entries if MANIFEST_PATH in image else {} for image in (old, new)
+        parse_manifest(image[MANIFEST_PATH].data).entries if MANIFEST_PATH in image else {}
+        for image in (old, new)
     ]
     changes = []
     for path in sorted({*old, *new}):

@@ -1,14 +1,14 @@
 """The modules of an image for one machine, and what its devices would miss in an image.
 
 An image for one machine has three parts: what its root file system needs (:func:`wanted`), what its owner
-would miss after a change of hardware (:data:`MARGIN`), and the dependencies of both.
+would miss after a change of hardware (:data:`.kinds.MARGIN`), and the dependencies of both.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from pyinit.text import printable
@@ -63,56 +63,6 @@ STACKS = (("bcache*", ("bcache",)), ("drbd*", ("drbd",)))
 
 #: File system types of fstab that name none.
 NO_TYPES = ("auto", "none", "swap")
-
-_KEYBOARD = "another keyboard"
-_USB_PORT = "a keyboard or disk at another USB port"
-_PORT = "the disk at another port, or the controller in another mode"
-_ENCLOSURE = "the disk in a USB enclosure"
-_VIRTUAL = "the disk moved into a virtual machine"
-_RESCUE = "rescue media"
-
-#: What an image for one machine has beyond that machine: paths below kernel/, and the change it is for. What
-#: a pattern selects brings its dependencies. docs/host-mode.md argues each.
-MARGIN = (
-    ("drivers/usb/host/xhci-pci.*", _USB_PORT),
-    ("drivers/usb/host/xhci-pci-renesas*", _USB_PORT),
-    ("drivers/usb/host/ehci-pci*", _USB_PORT),
-    ("drivers/usb/host/ohci-pci*", _USB_PORT),
-    ("drivers/usb/host/uhci-hcd*", _USB_PORT),
-    ("drivers/hid/usbhid/usbhid*", _KEYBOARD),
-    ("drivers/hid/hid-generic*", _KEYBOARD),
-    ("drivers/hid/hid-apple.*", _KEYBOARD),
-    ("drivers/hid/hid-cherry.*", _KEYBOARD),
-    ("drivers/hid/hid-corsair.*", _KEYBOARD),
-    ("drivers/hid/hid-lenovo.*", _KEYBOARD),
-    ("drivers/hid/hid-logitech*", _KEYBOARD),
-    ("drivers/hid/hid-microsoft.*", _KEYBOARD),
-    ("drivers/input/serio/i8042*", _KEYBOARD),
-    ("drivers/input/keyboard/atkbd*", _KEYBOARD),
-    ("drivers/ata/ahci.*", _PORT),
-    ("drivers/nvme/host/nvme.*", _PORT),
-    ("drivers/pci/controller/vmd*", _PORT),
-    ("drivers/scsi/sd_mod*", _PORT),
-    ("drivers/usb/storage/usb-storage*", _ENCLOSURE),
-    ("drivers/usb/storage/uas*", _ENCLOSURE),
-    ("drivers/virtio/virtio_pci.*", _VIRTUAL),
-    ("drivers/block/virtio_blk*", _VIRTUAL),
-    ("drivers/scsi/virtio_scsi*", _VIRTUAL),
-    ("drivers/hv/hv_vmbus*", _VIRTUAL),
-    ("drivers/scsi/hv_storvsc*", _VIRTUAL),
-    ("drivers/input/serio/hyperv-keyboard*", _VIRTUAL),
-    ("drivers/block/xen-blkfront*", _VIRTUAL),
-    ("drivers/scsi/vmw_pvscsi*", _VIRTUAL),
-    ("drivers/message/fusion/mptspi*", _VIRTUAL),
-    ("drivers/ata/ata_piix*", _VIRTUAL),
-    ("drivers/cdrom/cdrom*", _RESCUE),
-    ("drivers/scsi/sr_mod*", _RESCUE),
-    ("fs/isofs/*", _RESCUE),
-    ("fs/fat/vfat*", _RESCUE),
-    ("fs/nls/nls_cp437*", _RESCUE),
-    ("fs/nls/nls_iso8859-1.*", _RESCUE),
-    ("fs/nls/nls_ascii*", _RESCUE),
-)
 
 _DISK = "leads to disks"
 _KEYS = "is a keyboard or leads to one"
@@ -224,19 +174,6 @@ def wanted(facts: Facts, find: Find) -> list[tuple[str, str]]:
         if device.path in keyboards:
             want_device(device, "a keyboard of this machine")
     return list(result.items())
-
-
-def margin(
-    modules: Mapping[str, tuple[str, tuple[str, ...]]], blacklist: frozenset[str] = frozenset()
-) -> list[tuple[str, str]]:
-    """The modules that :data:`MARGIN` selects of ``kmods.Kernel.modules``: (name, reason), in their order."""
-    result = []
-    for name, (path, _) in modules.items():
-        below = path.removeprefix("kernel/")
-        reason = next((why for glob, why in MARGIN if fnmatch.fnmatchcase(below, glob)), None)
-        if reason is not None and name not in blacklist:
-            result.append((name, f"for a change of hardware: {reason}"))
-    return result
 
 
 def replay(facts: Facts, claims: Find, has: frozenset[str], builtin: frozenset[str]) -> list[Unanswered]:

@@ -1,8 +1,9 @@
 """Early microcode: an uncompressed archive in front of all others.
 
 The kernel looks for it before anything is unpacked (``Documentation/arch/x86/microcode.rst``):
-``kernel/x86/microcode/GenuineIntel.bin`` and ``AuthenticAMD.bin``, each the files of all processors one behind the
-other. They are firmware of the target system: Debian's packages intel-microcode and amd64-microcode.
+``kernel/x86/microcode/GenuineIntel.bin`` and ``AuthenticAMD.bin``, each the files of all processors one
+behind the other. They are firmware of the target system: Debian's packages intel-microcode and
+amd64-microcode.
 """
 
 from __future__ import annotations

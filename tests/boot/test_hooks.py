@@ -58,7 +58,17 @@ def extended(bookworm: DebianRoot, tmp_path_factory: pytest.TempPathFactory) -> 
     output = folder / "initrd.img"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pyinit_image.cli", "build", "-o", output, "--sysroot", bookworm.tree),
+            *(
+                sys.executable,
+                "-m",
+                "pyinit_image.cli",
+                "build",
+                "--no-cache",
+                "-o",
+                output,
+                "--sysroot",
+                bookworm.tree,
+            ),
             *("--kernel-version", bookworm.release, "--mode", "list"),
             *(word for name in MODULES for word in ("--module", name)),
             *("--hook", EXAMPLES / "50-last-boot.py", "--hook", folder / "60-mishap.py"),

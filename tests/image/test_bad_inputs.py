@@ -78,7 +78,15 @@ class Laboratory:
         return subprocess.run(
             [
                 *("unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh", *prefix),
-                *(sys.executable, "-m", "pyinit_image.cli", "build", "-o", output or self.output),
+                *(
+                    sys.executable,
+                    "-m",
+                    "pyinit_image.cli",
+                    "build",
+                    "--no-cache",
+                    "-o",
+                    output or self.output,
+                ),
                 *(
                     "--sysroot",
                     system,

@@ -193,7 +193,7 @@ def test_only_pyinit_has_sources(small: Image) -> None:
 
 
 def test_every_entry_has_a_reason(small: Image) -> None:
-    manifest = plan.parse_manifest(small.members[plan.MANIFEST_PATH].data)
+    manifest = plan.parse_manifest(small.members[plan.MANIFEST_PATH].data).entries
     assert set(small.members) - set(manifest) == {plan.MANIFEST_PATH, SENTINEL_PATH}
     for path in manifest:
         steps = plan.chain(manifest, path)

@@ -121,7 +121,16 @@ def test_I4_eight_builders_at_once(tmp_path: Path) -> None:
 
 def test_I4_eight_whole_builds_at_once(bookworm: DebianRoot, tmp_path: Path) -> None:
     command = (
-        *(sys.executable, "-m", "pyinit_image.cli", "build", "--quiet", "-o", tmp_path / "image"),
+        *(
+            sys.executable,
+            "-m",
+            "pyinit_image.cli",
+            "build",
+            "--quiet",
+            "--no-cache",
+            "-o",
+            tmp_path / "image",
+        ),
         *(
             "--sysroot",
             bookworm.tree,

@@ -25,7 +25,7 @@ def test_changes_and_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "/new": {"reason": "dependency", "source": "modules", "parent": "/top"},
         "/top": {"reason": "--module top", "source": "modules"},
     }
-    manifest = json.dumps({"schema": 1, "entries": rows}).encode()
+    manifest = json.dumps({"schema": 1, "entries": rows, "absent": {}, "others": ""}).encode()
     parts = MANIFEST_PATH[1:].split("/")[:-1]
     directories = [Member("/".join(parts[: n + 1]).encode(), DIRECTORY) for n in range(len(parts))]
     same = Member(b"same", FILE, b"x")

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from pyinit_image import genlist
 from pyinit_image.errors import BuildError
-from pyinit_image.plan import Entry
+from pyinit_image.plan import Entry, make_entry
 
 DIRECTORY, FILE, LINK = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777
 
 
 def entry(path: str, mode: int = FILE, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> Entry:
-    return Entry(path, mode, data, device, "a reason", None, "base")
+    return make_entry(path, mode, data, "a reason", None, "base", device)
 
 
 ENTRIES = (

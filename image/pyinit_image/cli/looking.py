@@ -25,7 +25,9 @@ def ls(options: argparse.Namespace) -> int:
     segments = show.segments(options, options.image)
     members = archive.tree(segments)
     manifest = (
-        parse_manifest(show.content(members, MANIFEST_PATH)) if MANIFEST_PATH in members else Manifest({}, {}, ())
+        parse_manifest(show.content(members, MANIFEST_PATH))
+        if MANIFEST_PATH in members
+        else Manifest({}, {}, ())
     )
     if options.by_reason and not manifest.entries:
         raise BuildError(
@@ -202,7 +204,7 @@ def _absent(options: argparse.Namespace, members: dict[str, cpio.Member], manife
     elif name in manifest.others:
         why = {
             "list": "mode list has what is named, and it was not, nor does anything named need it",
-            "generic": "mode generic has the drivers of disks, keyboards and root file systems, and it is none",
+            "generic": "mode generic has the drivers of disks, keyboards and file systems, and it is none",
             "host": "mode host: no device of the machine claims it, and the safety margin does not have it",
         }.get(config.mode, "nothing asked for it")
         hint = f"To have it: --module {name}"

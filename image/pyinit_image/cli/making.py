@@ -68,24 +68,17 @@ def print_devices(options: argparse.Namespace) -> int:
 
 
 class _Progress:
-    """The step of a build: in place on a terminal, one line each in a log."""
+    """The step of a build, in place on a terminal. A log has the result, and what went wrong."""
 
     def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._live = sys.stderr.isatty()
-        self._told: set[str] = set()
+        self._live = sys.stderr.isatty() and not quiet
 
     def step(self, name: str) -> None:
-        if self._quiet:
-            return
         if self._live:
             print(f"\r\033[K{name} ...", end="", file=sys.stderr, flush=True)
-        elif name not in self._told:
-            self._told.add(name)
-            print(f"pyinit-image: {name}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        if self._live and not self._quiet:
+        if self._live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 

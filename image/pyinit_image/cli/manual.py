@@ -38,7 +38,9 @@ def roff(parser: argparse.ArgumentParser) -> str:
     examples, _, status = (parser.epilog or "").partition("exit status:")
     lines += [".SH EXAMPLES", ".nf", _text(examples.partition("\n")[2].rstrip()), ".fi"]
     lines += [".SH EXIT STATUS", _text(status.strip()), ".SH FILES"]
-    lines += [_text("/etc/pyinit/image.toml, /etc/pyinit/image.toml.d/*.toml, and the same in /usr/lib/pyinit")]
+    lines += [
+        _text("/etc/pyinit/image.toml, /etc/pyinit/image.toml.d/*.toml, and the same in /usr/lib/pyinit")
+    ]
     return "\n".join(lines)
 
 
