@@ -148,7 +148,7 @@ def wanted(facts: Facts, find: Find) -> list[tuple[str, str]]:
         here = f"{device.path.removeprefix('devices/')} <- {reason}"
         if device.modalias:
             want((device.modalias,), f"device {here}")
-        if device.module and device.module not in find(device.modalias or device.module):
+        if device.module and device.module not in (find(device.modalias) if device.modalias else ()):
             want((device.module,), f"driver in use of {here}")
 
     for kind, reason in _types(facts):

@@ -163,12 +163,15 @@ def _row(path: str, member: cpio.Member, manifest: Manifest, packed: Mapping[str
 
 
 def _find(members: dict[str, cpio.Member], manifest: Manifest, what: str) -> list[str]:
-    found = archive.lookup(members, what) if "/" in what else None
-    paths = [found] if found else [path for path in manifest.entries if path.rpartition("/")[2] == what]
-    if not paths and "/" not in what:
-        name = kmods.module_name(what)
-        paths = [path for path in manifest.entries if ".ko" in path and kmods.module_name(path) == name]
-    return sorted(path for path in paths if path in manifest.entries)
+    """The paths that ``what`` stands for: a path, a kernel module, a file name, a directory's name."""
+    if "/" in what:
+        found = archive.lookup(members, what)
+        return [found] if found in manifest.entries else []
+    name = kmods.module_name(what)
+    modules = [path for path in manifest.entries if ".ko" in path and kmods.module_name(path) == name]
+    named = [path for path in manifest.entries if path.rpartition("/")[2] == what and path in members]
+    files = [path for path in named if not stat.S_ISDIR(members[path].mode)]
+    return sorted({*modules, *files}) or sorted(named)
 
 
 def _steps(manifest: Manifest, path: str) -> list[tuple[str, str]]:
