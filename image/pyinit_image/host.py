@@ -198,7 +198,7 @@ def wanted(facts: Facts, find: Find) -> list[tuple[str, str]]:
         here = f"{device.path.removeprefix('devices/')} <- {reason}"
         if device.modalias:
             want((device.modalias,), f"device {here}")
-        if device.module and device.module not in find(device.modalias or device.module):
+        if device.module and not (device.modalias and device.module in find(device.modalias)):
             want((device.module,), f"driver in use of {here}")
 
     for kind, reason in _types(facts):
