@@ -179,7 +179,9 @@ def _seal(image: Unpacked, config: SealedConfig | BootError | None) -> list[Find
     unlisted = sorted(path for path in _covered(image, manifest) if path not in manifest)
     unlisted = [path for path in unlisted if path != MANIFEST_PATH]
     if unlisted:
-        message = f"not listed in the manifest: {some(unlisted)}; somebody else has added that, and a boot may use it"
+        message = (
+            f"not listed in the manifest: {some(unlisted)}; a boot may use what nobody meant to be there"
+        )
         hint = "Build the image with --include instead of adding to it."
         findings.append(Finding("manifest", printable(unlisted[0]), message, hint, False))
     changed = sorted(
@@ -304,8 +306,8 @@ def _rules(image: Unpacked) -> list[Finding]:
     findings = []
     for program, files in sorted(missing.items()):
         message = (
-            f"the udev rules {some(files)} call {printable(program)}, which is not there: the rule fails, and "
-            "the links or properties that it makes for a device are missing"
+            f"the udev rules {some(files)} call {printable(program)}, which is not there: the rule fails, "
+            "and the links or properties that it makes for a device are missing"
         )
         path = program if program.startswith("/") else f"{udev.PROGRAMS[0]}/{program}"
         findings.append(Finding("udev", printable(path), message, "Add it with --include.", False))

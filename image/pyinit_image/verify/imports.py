@@ -85,7 +85,7 @@ def check(
             absent[module].add(name)
         elif not any(library in problem for library in missing):
             broken[problem].add(name)
-    findings = []
+    findings: list[Finding] = []
     for user, line, module in _sources(image, modules, present, findings):
         absent[_shortest(module, present)].add(f"{user} line {line}")
     for module, users in sorted(absent.items()):

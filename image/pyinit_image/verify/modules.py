@@ -176,8 +176,8 @@ class _Checker:
                     self.missing[kmods.canonical(need)].add(name)
         for made_for, paths in sorted(wrong.items()):
             message = (
-                f"made for Linux {printable(made_for)}, not for {printable(self.release)}: {some(paths)}; the "
-                "kernel refuses that, and what it drives is not found"
+                f"made for Linux {printable(made_for)}, not for {printable(self.release)}: {some(paths)}; "
+                "the kernel refuses that, and what it drives is not found"
             )
             self._add("vermagic", min(paths), message, REBUILD)
         if others:

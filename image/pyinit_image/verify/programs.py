@@ -161,7 +161,7 @@ class _Checker:
                 continue
             seen.add(path)
             loaded.add(posixpath.basename(path))
-            # DT_RPATH is inherited by what is loaded; DT_RUNPATH is not, and switches DT_RPATH off (ld.so(8)).
+            # DT_RPATH is inherited by what is loaded; DT_RUNPATH is not, and switches it off (ld.so(8)).
             rpath = () if binary.runpath else (*elf.expand(binary.rpath, path), *inherited)
             if binary.interpreter and not executable(self.image.file(binary.interpreter)):
                 self._want(self.libraries, binary.interpreter, path, top)

@@ -1,8 +1,8 @@
 """An image as the kernel leaves it in memory, without unpacking it anywhere.
 
 The kernel (``init/initramfs.c``) makes no parent directories, follows the links that it has unpacked, lets a
-later member take the place of an earlier one, and gives hard links the content of the one that has any. Before
-all that it unpacks an archive of its own, with ``/dev``, ``/dev/console`` and ``/root``
+later member take the place of an earlier one, and gives hard links the content of the one that has any.
+Before all that it unpacks an archive of its own, with ``/dev``, ``/dev/console`` and ``/root``
 (``usr/default_cpio_list``).
 """
 
