@@ -157,8 +157,9 @@ def _config(image: Unpacked) -> SealedConfig | BootError | None:
 def _seal(image: Unpacked, config: SealedConfig | BootError | None) -> list[Finding]:
     findings = _sentinel(image)
     if isinstance(config, BootError):
-        message = f"{config}: PID 1 stops with E-IMAGE"
-        findings.append(Finding("manifest", CONFIG_PATH, message, "Build the image again.", True))
+        message = f"{printable(str(config))}: PID 1 of this version stops with E-IMAGE"
+        hint = "Build the image again, or verify it with the version of pyinit that built it."
+        findings.append(Finding("manifest", CONFIG_PATH, message, hint, True))
     node = image.file(MANIFEST_PATH)
     if node is None:
         if not any(finding.fatal for finding in findings):

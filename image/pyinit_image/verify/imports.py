@@ -77,7 +77,7 @@ def check(
         rows = _run(image, interpreter, binary, libraries, names)
     except BuildError as error:
         return [Finding("python", printable(interpreter), str(error), error.hint, True)]
-    present = set(modules).union(rows.builtin)
+    present = set(modules).union(rows.builtin, rows.loaded)
     absent: dict[str, set[str]] = defaultdict(set)
     broken: dict[str, set[str]] = defaultdict(set)
     for name, problem, module in rows.failed:
@@ -111,6 +111,8 @@ class _Rows:
         self.builtin: tuple[str, ...] = ()
         self.failed: list[tuple[str, str, str]] = []
         """(module that was asked for, type and text of the exception, the module that is missing)"""
+        self.loaded: tuple[str, ...] = ()
+        """All that was imported in the end."""
         self.ended = False
         for line in output.splitlines():
             row = ast.literal_eval(line)
@@ -119,6 +121,7 @@ class _Rows:
             elif row[0] == "failed":
                 self.failed.append((row[1], f"{row[2]}: {row[3]}", row[4] or ""))
             elif row[0] == "end":
+                self.loaded = tuple(row[1])
                 self.ended = True
 
 

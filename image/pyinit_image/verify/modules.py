@@ -213,7 +213,9 @@ class _Checker:
         try:
             index = parse_modules(node.data)
         except BootError as error:
-            self._add("index", MODULES_PATH, f"{error}: PID 1 stops with E-IMAGE", "Build the image again.")
+            message = f"{printable(str(error))}: PID 1 of this version stops with E-IMAGE"
+            hint = "Build the image again, or verify it with the version of pyinit that built it."
+            self._add("index", MODULES_PATH, message, hint)
             return
         if index.directory and self.image.resolve(index.directory) != self.directory.path:
             if not self.directory.path:

@@ -51,7 +51,8 @@ def main() -> None:
         except BaseException as error:
             missing = error.name if isinstance(error, ModuleNotFoundError) else None
             tell("failed", module, type(error).__name__, str(error), missing)
-    tell("end")
+    # Some are there without a file: collections.abc, os.path.
+    tell("end", list(sys.modules))
 
 
 if __name__ == "__main__":
