@@ -240,7 +240,7 @@ class Walker:
 
     def _binary(self, binary: Object, path: str, inherited: tuple[str, ...]) -> Iterator[Need]:
         # DT_RPATH is inherited by what is loaded; DT_RUNPATH is not, and switches DT_RPATH off (ld.so(8)).
-        rpath = () if binary.runpath else (*_expand(binary.rpath, path), *inherited)
+        rpath = () if binary.runpath else (*expand(binary.rpath, path), *inherited)
         if binary.interpreter:
             yield Need(binary.interpreter, "program loader", path)
         root = printable(str(self.sysroot.root))
@@ -270,7 +270,7 @@ class Walker:
     def _library(self, soname: str, user: Object, path: str, rpath: tuple[str, ...]) -> str | None:
         if "/" in soname:
             return soname if self.sysroot.is_file(soname) else None
-        directories = (*rpath, *_expand(user.runpath, path), *self._configured, *default_directories(user))
+        directories = (*rpath, *expand(user.runpath, path), *self._configured, *default_directories(user))
         for directory in dict.fromkeys(directories):
             candidate = posixpath.join(directory, soname)
             found = self.sysroot.resolve(candidate)
@@ -305,7 +305,8 @@ def default_directories(user: Object) -> tuple[str, ...]:
     return tuple(f"{prefix}/{name}" for name in names for prefix in ("/usr", ""))
 
 
-def _expand(directories: Iterable[str], path: str) -> tuple[str, ...]:
+def expand(directories: Iterable[str], path: str) -> tuple[str, ...]:
+    """Search directories of the file ``path``, with its own directory in the place of ``$ORIGIN``."""
     origin = posixpath.dirname(path)
     return tuple(
         directory.replace("${ORIGIN}", origin).replace("$ORIGIN", origin)

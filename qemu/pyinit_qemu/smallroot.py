@@ -1,7 +1,8 @@
 """A small root file system whose init is the witness: boots in seconds and tells what it was handed.
 
-It is made from a Debian tree, with that system's own python3, and laid out as Debian lays out a root (merged
-/usr, ``/sbin/init`` an absolute link), so that whoever boots it meets what they meet there.
+It is made from a system's tree, mostly a Debian's, with that system's own python3, and laid out as Debian
+lays out a root (merged /usr, ``/sbin/init`` an absolute link), so that whoever boots it meets what they meet
+there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyinit_image import trampoline
-from pyinit_image.elf import closure
+from pyinit_image.elf import Walker, closure
+from pyinit_image.python import PYTHON, find
 from pyinit_image.sysroot import Sysroot
 from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.cache import Cache, digest_file
@@ -61,7 +63,7 @@ def small_root(debian: DebianRoot, *, progress: Progress = silent, cache: Cache 
 
     def build(work: Path) -> None:
         progress(f"making the small root from Debian {debian.suite}")
-        _fill(work / "tree", debian.tree)
+        make_tree(work / "tree", Sysroot(debian.tree))
 
     folder = (cache or Cache()).entry("small-root", recipe, build, progress)
     return Tree(folder / "tree", digest=folder.name)
@@ -75,7 +77,12 @@ def small_image(
     return Image(gpt=(part,))
 
 
-def _fill(root: Path, source: Path) -> None:
+def make_tree(root: Path, sysroot: Sysroot) -> None:
+    """Fill the folder ``root``, which is made, from any system with python3 (3.11 or later) and ``/bin/sh``.
+
+    Raises :class:`pyinit_image.errors.BuildError` when that system lacks something.
+    """
+    interpreter = find(sysroot, Walker(sysroot))
     for folder in _FOLDERS.split():
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "tmp").chmod(0o1777)
@@ -83,17 +90,13 @@ def _fill(root: Path, source: Path) -> None:
     for name, points_to in _LINKS.items():
         (root / name).symlink_to(points_to)
 
-    sysroot = Sysroot(source)
-    python = sysroot.resolve("/usr/bin/python3")
-    if python is None:
-        raise ValueError(f"{source} has no /usr/bin/python3")
-    library = f"/usr/lib/{Path(python.path).name}"
+    library = interpreter.library
     binaries = [
         f"{library}/lib-dynload/{name}"
         for name in sysroot.list(f"{library}/lib-dynload")
         if name.partition(".")[0] in _STDLIB_BINARIES
     ]
-    for item in closure(sysroot, ["/usr/bin/python3", "/bin/sh", *binaries]):
+    for item in closure(sysroot, [PYTHON, "/bin/sh", *binaries]):
         target = root / item.path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         if item.target is None:
@@ -106,7 +109,7 @@ def _fill(root: Path, source: Path) -> None:
     environment = {**trampoline.ENVIRONMENT, "PYTHONPATH": ""}
     witness = root / "usr/lib/witness"
     _write(witness / "witness.py", WITNESS.read_bytes(), 0o644)
-    _write(witness / "start", _START.format(python=python.path).encode(), 0o755)
+    _write(witness / "start", _START.format(python=interpreter.path).encode(), 0o755)
     words = ("/bin/sh", "/usr/lib/witness/start")
     _write(witness / "init", trampoline.assemble(words, environment, "witness: no /bin/sh\n"), 0o755)
     (root / "usr/sbin/init").symlink_to("/usr/lib/witness/init")
