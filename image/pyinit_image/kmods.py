@@ -208,7 +208,7 @@ def modinfo(data: bytes) -> Iterator[tuple[str, str]]:
                     tag, equals, value = word.decode("utf-8", "surrogateescape").partition("=")
                     if equals:
                         yield tag, value
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         return
 
 

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyinit_image import kmodindex, kmods
@@ -126,6 +126,7 @@ def test_no_text_breaks_the_parsers(text: str) -> None:
 
 
 @given(st.binary(max_size=400), st.binary(max_size=120))
+@example(b"", b"\xff" * 100)
 def test_no_module_breaks_modinfo(start: bytes, rest: bytes) -> None:
     list(kmods.modinfo(start))
     list(kmods.modinfo(b"\x7fELF\x02\x01" + rest))

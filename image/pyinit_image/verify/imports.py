@@ -193,7 +193,9 @@ def _sources(
     for name, parsed in trees.items():
         package = name if modules[name].endswith("/__init__.py") else name.rpartition(".")[0]
         for target, items, line, guarded, _ in pyscan.imports(parsed, package):
-            if guarded or ("*", target) in EXCLUDED or (name, target) in EXCLUDED:
+            # That pyinit catches what goes wrong in it does not mean that it could do without.
+            optional = guarded and target.split(".")[0] != "pyinit"
+            if optional or ("*", target) in EXCLUDED or (name, target) in EXCLUDED:
                 continue
             if target not in present:
                 yield name, line, target

@@ -87,6 +87,8 @@ class _Checker:
         self.libraries: dict[str, _Missing] = {}
         self.interpreters: dict[str, _Missing] = {}
         self.objects: dict[str, elf.Object] = {}
+        self.others: set[str] = set()
+        """What is for another machine."""
         self.start = self._chain(start)
         """The program that the kernel executes, and the interpreters of scripts it goes through."""
         self.machine = next(
@@ -98,7 +100,7 @@ class _Checker:
         self.cached = tuple(
             dict.fromkeys(posixpath.dirname(p.decode("utf-8", "surrogateescape")) for p in places)
         )
-        self.base_names = {posixpath.basename(path) for path in image.nodes}
+        self.base_names = {posixpath.basename(path) for path in image.nodes if image.file(path)}
         self._found: dict[tuple[str, tuple[str, ...], str, int], str | None] = {}
 
     def _chain(self, start: str) -> list[str]:
@@ -111,7 +113,7 @@ class _Checker:
         return chain
 
     def _read(self) -> None:
-        others: set[str] = set()
+        others = self.others
         for path, node in self.image.files():
             kind = header(node.data)
             if kind is None or kind[0] not in _EXECUTABLE_TYPES or path.startswith(_FIRMWARE):
@@ -145,7 +147,7 @@ class _Checker:
         for path in dict.fromkeys([*self.start, *programs]):
             reached |= self._closure(path)
         for path in self.objects:
-            if path not in reached:
+            if path not in reached and path not in self.others:
                 reached |= self._closure(path)
 
     def _closure(self, top: str) -> set[str]:
