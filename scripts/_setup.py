@@ -33,6 +33,7 @@ PACKAGES = {
     "gpgv": "verifies the archive that kernels are fetched from",
     "e2fsprogs": "makes ext4 disks",
     "xfsprogs": "makes xfs disks",
+    "cpio": "reads archives as others do, in tests",
     "btrfs-progs": "makes btrfs disks",
     "squashfs-tools": "makes squashfs disks",
     "zstd": "compresses images",

@@ -28,7 +28,7 @@ class Segment:
     offset: int
     compression: str
     members: tuple[cpio.Member, ...]
-    size: int
+    size: int = 0
     """Bytes that it takes in the file: of archives in one stream the first has all."""
 
 

@@ -436,6 +436,41 @@ class TestUdevRules:
             assert f"warning: 60-block.rules calls {name}, which is not in" in lab.warnings
 
 
+class TestTargets:
+    """What the target system decides."""
+
+    def test_a_blacklisted_module_is_explained(self, lab: Laboratory) -> None:
+        lab.write("etc/modprobe.d/no.conf", b"blacklist ahci\n")
+        lab.members("--mode", "generic")
+        done = subprocess.run(
+            [sys.executable, "-m", "pyinit_image.cli", "explain", lab.output, "ahci"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "ahci: not in this image (mode generic" in done.stderr
+        assert "it is blacklisted by " in done.stderr and "/etc/modprobe.d/no.conf" in done.stderr
+        assert "To have it all the same: --module ahci" in done.stderr
+
+    def test_microcode_comes_first(self, lab: Laboratory) -> None:
+        """Uncompressed, as the very first archive, all files of a vendor in one."""
+        lab.write("usr/lib/firmware/amd-ucode/microcode_amd.bin", b"AMD")
+        lab.write("usr/lib/firmware/intel-ucode/06-0a-09", b"one")
+        lab.write("usr/lib/firmware/intel-ucode/06-0b-01", b"two")
+        lab.write("usr/lib/firmware/intel-ucode/README", b"no")
+        lab.members("--compress", "zstd")
+        segments = archive.read(lab.output.read_bytes())
+        assert (segments[0].offset, segments[0].compression, segments[1].compression) == (0, "none", "zstd")
+        early = {member.name: member.data for member in segments[0].members if member.data}
+        assert early == {
+            b"kernel/x86/microcode/AuthenticAMD.bin": b"AMD",
+            b"kernel/x86/microcode/GenuineIntel.bin": b"onetwo",
+        }
+        lab.members("--microcode", "none", "--compress", "zstd")
+        assert archive.read(lab.output.read_bytes())[0].compression == "zstd"
+
+
 def test_S25_modules_are_not_stripped(small: Image) -> None:
     """What follows the ELF file in a module is its signature."""
     modules = [path for path in small.members if path.endswith(".ko")]

@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from built_image import Image
@@ -18,11 +19,20 @@ from hypothesis import strategies as st
 
 from pyinit.config.sealed import CONFIG_PATH, MODULES_PATH, SENTINEL_PATH
 from pyinit_image import archive, cpio, elf, plan, verify
+from pyinit_image.errors import BuildError
 from pyinit_image.verify import Finding
 from pyinit_image.verify.unpacked import Unpacked
 from pyinit_qemu.debian import DebianRoot
 
 FILE, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
+
+
+def inspect(content: bytes, **options: Any) -> list[Finding]:
+    """The findings for an image file."""
+    try:
+        return verify.static(archive.read(content), packed=len(content), **options)
+    except BuildError as error:
+        return [verify.unreadable(error)]
 
 
 class Copy:
@@ -65,7 +75,7 @@ class Copy:
         return b"".join(cpio.write(members))
 
     def findings(self, *, sealed: bool = True, **options: object) -> list[Finding]:
-        return verify.inspect(self.pack(sealed=sealed), **options)  # type: ignore[arg-type]
+        return inspect(self.pack(sealed=sealed), **options)  # type: ignore[arg-type]
 
     def _seal(self) -> None:
         old = json.loads(self.members[plan.MANIFEST_PATH].data)
@@ -83,7 +93,7 @@ class Copy:
             if stat.S_ISREG(member.mode):
                 row |= {"size": len(member.data), "sha256": hashlib.sha256(member.data).hexdigest()}
             entries[path] = row
-        data = json.dumps({"schema": old["schema"], "entries": entries}).encode()
+        data = json.dumps({**old, "entries": entries}).encode()
         self.data(plan.MANIFEST_PATH, data)
         digest = hashlib.sha256(data).hexdigest()
         self.data(SENTINEL_PATH, f"entries {len(entries) + 1}\nmanifest sha256 {digest}\n".encode())
@@ -106,12 +116,12 @@ def only(findings: list[Finding], code: str, *, fatal: bool = True) -> Finding:
 def test_a_sound_image_has_no_findings(image: Callable[..., Image], suite: str, compress: str) -> None:
     built = image(suite, compress=compress)
     content = built.path.read_bytes()
-    assert verify.inspect(content, kernel=built.debian.release, memory=512 << 20) == []
+    assert inspect(content, kernel=built.debian.release, memory=512 << 20) == []
 
 
 def test_a_sound_generic_image_has_no_findings(image: Callable[..., Image]) -> None:
     built = image("bookworm", mode="generic", modules=())
-    assert verify.inspect(built.path.read_bytes(), kernel=built.debian.release, memory=512 << 20) == []
+    assert inspect(built.path.read_bytes(), kernel=built.debian.release, memory=512 << 20) == []
 
 
 def test_sealing_anew_breaks_nothing(copy: Copy) -> None:
@@ -301,16 +311,16 @@ def test_a_tail_that_is_cut_off_between_members(copy: Copy) -> None:
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_a_file_that_is_cut_off(image: Callable[..., Image], compress: str) -> None:
     content = image("bookworm", compress=compress).path.read_bytes()
-    found = only(verify.inspect(content[:-5000]), "archive")
+    found = only(inspect(content[:-5000]), "archive")
     assert "everything behind it is missing" in found.message
 
 
 def test_bytes_that_are_no_image() -> None:
-    only(verify.inspect(b"no image"), "archive")
+    only(inspect(b"no image"), "archive")
 
 
 def test_an_empty_file_starts_nothing() -> None:
-    only(verify.inspect(b""), "init")
+    only(inspect(b""), "init")
 
 
 def test_a_byte_of_a_file_that_is_changed(copy: Copy) -> None:
@@ -364,13 +374,13 @@ def test_a_damaged_configuration(copy: Copy) -> None:
 
 def test_an_archive_behind_the_image(copy: Copy) -> None:
     more = b"".join(cpio.write([cpio.Member(b"etc", DIRECTORY)]))
-    found = only(verify.inspect(copy.pack(sealed=False) + more), "sentinel", fatal=False)
+    found = only(inspect(copy.pack(sealed=False) + more), "sentinel", fatal=False)
     assert "is not the last member, but /etc" in found.message
 
 
 def test_microcode_before_the_image_is_fine(copy: Copy) -> None:
     early = [cpio.Member(b"kernel", DIRECTORY), cpio.Member(b"kernel/microcode.bin", FILE, b"x")]
-    assert verify.inspect(b"".join(cpio.write(early)) + copy.pack(sealed=False)) == []
+    assert inspect(b"".join(cpio.write(early)) + copy.pack(sealed=False)) == []
 
 
 def test_members_before_their_directory(small: Image) -> None:
@@ -437,7 +447,7 @@ def test_memory(copy: Copy) -> None:
 def test_images_of_other_makers_have_nothing_fatal(debian: Callable[..., DebianRoot]) -> None:
     for suite in ("bookworm", "trixie", "sid"):
         system = debian(suite)
-        findings = verify.inspect(system.initrd_debian.read_bytes(), kernel=system.release)
+        findings = inspect(system.initrd_debian.read_bytes(), kernel=system.release)
         assert [finding for finding in findings if finding.fatal] == []
 
 

@@ -14,7 +14,7 @@ from pyinit.text import printable
 
 from .. import archive, configuration
 from ..errors import BuildError
-from . import looking, making, manual
+from . import looking, making, manual, verifying
 
 EPILOG = """\
 examples:
@@ -22,8 +22,9 @@ examples:
   pyinit-image build -o small.img --mode list --module ext4 --module virtio_blk --module virtio_pci
   pyinit-image ls --by-reason small.img
   pyinit-image explain small.img libcrypto.so.3
+  pyinit-image verify --replay small.img
 
-exit status: 0 done, 1 it could not be done, 2 the command was not understood; that of diff: see there
+exit status: 0 done, 1 it could not be done, 2 the command was not understood; diff and verify: see there
 """
 
 
@@ -129,6 +130,10 @@ def parser() -> argparse.ArgumentParser:
     command = _reader(commands, "extract", "unpack an image into a new directory")
     command.add_argument("directory", type=Path, metavar="DIR")
     command.set_defaults(run=looking.extract)
+
+    command = _reader(commands, "verify", "check whether an image can boot")
+    verifying.add_arguments(command)
+    command.set_defaults(run=verifying.verify)
 
     command = commands.add_parser("man", help="print the manual page")
     command.set_defaults(run=lambda options: manual.page(parser()))

@@ -53,7 +53,10 @@ def ls(options: argparse.Namespace) -> int:
 
 def cat(options: argparse.Namespace) -> int:
     """``pyinit-image cat``."""
-    sys.stdout.buffer.write(show.content(show.members(options, options.image), options.path))
+    rest = memoryview(show.content(show.members(options, options.image), options.path))
+    # With PYTHONUNBUFFERED a write may take a part only, and say nothing of a reader that went away.
+    while rest:
+        rest = rest[sys.stdout.buffer.write(rest) :]
     return 0
 
 

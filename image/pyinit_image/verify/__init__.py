@@ -25,7 +25,7 @@ from .finding import CODES, Finding, some
 from .programs import REBUILD
 from .unpacked import Unpacked, executable
 
-__all__ = ["CODES", "KERNEL_MEMORY", "Finding", "inspect", "is_ours", "static"]
+__all__ = ["CODES", "KERNEL_MEMORY", "Finding", "is_ours", "static", "unreadable"]
 
 #: Bytes that a distribution's kernel takes for itself before it unpacks anything.
 KERNEL_MEMORY = 90 << 20
@@ -42,16 +42,10 @@ _PYTHON = re.compile(rb"(/usr/(?:local/)?bin/python3[.0-9]*)\0")
 _SENTINEL = re.compile(rb"entries (\d+)\nmanifest sha256 ([0-9a-f]{64})\n")
 
 
-def inspect(
-    image: bytes, *, memory: int | None = None, kernel: str | None = None, rdinit: str = "/init"
-) -> list[Finding]:
-    """The findings for an image file; one that cannot be read is a finding, too. See :func:`static`."""
-    try:
-        segments = archive.read(image)
-    except BuildError as error:
-        message = f"{error}: the kernel stops unpacking there, and everything behind it is missing"
-        return [Finding("archive", "/", message, error.hint or "Build or copy the image again.", True)]
-    return static(segments, memory=memory, kernel=kernel, packed=len(image), rdinit=rdinit)
+def unreadable(error: BuildError) -> Finding:
+    """The finding for an image file that cannot be read."""
+    message = f"{error}: the kernel stops unpacking there, and everything behind it is missing"
+    return Finding("archive", "/", message, error.hint or "Build or copy the image again.", True)
 
 
 def static(
@@ -167,7 +161,7 @@ def _seal(image: Unpacked, config: SealedConfig | BootError | None) -> list[Find
             findings.append(Finding("manifest", MANIFEST_PATH, message, "Build the image again.", True))
         return findings
     try:
-        manifest = parse_manifest(node.data)
+        manifest = parse_manifest(node.data).entries
     except BuildError as error:
         message = f"{error}: nobody can tell what is missing"
         return [*findings, Finding("manifest", MANIFEST_PATH, message, "Build the image again.", True)]
@@ -228,7 +222,7 @@ def _sentinel(image: Unpacked) -> list[Finding]:
 def _manifest(image: Unpacked) -> Mapping[str, Mapping[str, Any]]:
     node = image.file(MANIFEST_PATH)
     try:
-        return parse_manifest(node.data) if node is not None else {}
+        return parse_manifest(node.data).entries if node is not None else {}
     except BuildError:
         return {}
 
