@@ -121,7 +121,7 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
     if spec.output is not None:
         clock.step("installation")
         if spec.format == "list":
-            genlist.write(entries, Path(spec.output))
+            genlist.write(entries, Path(spec.output), mtime=work.mtime)
         else:
             install(Path(spec.output), image)
     clock.step("")
