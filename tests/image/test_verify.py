@@ -83,7 +83,7 @@ class Copy:
             if stat.S_ISREG(member.mode):
                 row |= {"size": len(member.data), "sha256": hashlib.sha256(member.data).hexdigest()}
             entries[path] = row
-        data = json.dumps({"schema": old["schema"], "entries": entries}).encode()
+        data = json.dumps(old | {"entries": entries}).encode()
         self.data(plan.MANIFEST_PATH, data)
         digest = hashlib.sha256(data).hexdigest()
         self.data(SENTINEL_PATH, f"entries {len(entries) + 1}\nmanifest sha256 {digest}\n".encode())
@@ -466,13 +466,19 @@ def test_what_is_fatal_in_an_image_of_another_maker(bookworm: DebianRoot) -> Non
     assert any(finding.code == "module" and "jbd2" in finding.message for finding in without(b"jbd2.ko"))
 
 
+def segment_of(*members: cpio.Member) -> archive.Segment:
+    """An archive as it would be read, of members that nobody could write."""
+    (segment,) = archive.read(b"".join(cpio.write([cpio.Member(b"x", FILE)])))
+    return dataclasses.replace(segment, members=members)
+
+
 def test_hard_links_have_the_content_of_the_one_that_has_any() -> None:
     members = [
         cpio.Member(b"a", FILE, links=2, inode=7),
         cpio.Member(b"b", FILE, b"content", links=2, inode=7),
         cpio.Member(b"c", FILE, links=1, inode=7),
     ]
-    image = Unpacked([archive.Segment(0, "none", tuple(members))])
+    image = Unpacked([segment_of(*members)])
     assert [image.text(path) for path in ("/a", "/b", "/c")] == ["content", "content", ""]
 
 
@@ -485,7 +491,7 @@ def test_members_below_a_link_are_where_it_leads() -> None:
         cpio.Member(b"loop", LINK, b"loop"),
         cpio.Member(b"y", LINK, b"bin/../bin/x"),
     ]
-    image = Unpacked([archive.Segment(0, "none", tuple(members))])
+    image = Unpacked([segment_of(*members)])
     assert "/usr/bin/x" in image.nodes and image.orphans == []
     assert (image.text("/y"), image.resolve("/loop"), image.file("/loop/x")) == ("x", None, None)
 
@@ -509,7 +515,7 @@ anything = st.builds(
 
 @given(st.lists(anything, max_size=12))
 def test_no_content_raises_an_exception(members: list[cpio.Member]) -> None:
-    for finding in verify.static([archive.Segment(0, "none", tuple(members))], memory=1, kernel="6"):
+    for finding in verify.static([segment_of(*members)], memory=1, kernel="6"):
         assert finding.code in verify.CODES
         assert all(text.isprintable() for text in (finding.path, finding.message, finding.hint))
 
