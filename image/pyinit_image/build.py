@@ -391,7 +391,7 @@ def _check(spec: BuildSpec) -> None:
 def _facts(spec: BuildSpec) -> Facts:
     """What a host-mode image is built for. Of this machine only when it is the one that will boot it."""
     if spec.devices is not None:
-        return facts.parse(read_regular(spec.devices)[0])
+        return facts.parse(read_regular(spec.devices)[0], str(spec.devices))
     if os.path.abspath(spec.sysroot) != "/":
         raise BuildError(
             f"mode host with --sysroot {printable(str(spec.sysroot))}: "

@@ -1,6 +1,6 @@
 """What an image for one machine must know of it: where its root file system lies, and all its devices.
 
-Read from /proc, /sys and the tables in /etc, and kept in the image as devices.json. Nothing that would tell
+Read from /proc, /sys and the tables in /etc, and written by ``pyinit-image devices``. Nothing that would tell
 two machines of one make apart is kept: no serial numbers, no network addresses, no UUIDs but those that
 /etc/fstab names and those of kinds of devices.
 """
@@ -25,7 +25,6 @@ from . import tables
 from .errors import BuildError
 from .sysroot import Sysroot
 
-DEVICES_PATH = "/usr/lib/pyinit/devices.json"
 SCHEMA = 1
 
 FSTAB = "/etc/fstab"
@@ -288,8 +287,8 @@ def dump(facts: Facts) -> bytes:
     return json.dumps(raw, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
-def parse(data: bytes) -> Facts:
-    """Decode what :func:`dump` wrote; :class:`BuildError` for anything else."""
+def parse(data: bytes, name: str = "devices.json") -> Facts:
+    """Decode what :func:`dump` wrote to the file ``name``; :class:`BuildError` for anything else."""
     try:
         raw = json.loads(data)
         if not isinstance(raw, dict) or type(raw.get("schema")) is not int:
@@ -299,13 +298,14 @@ def parse(data: bytes) -> Facts:
         facts = _decode(Facts, {name: value for name, value in raw.items() if name != "schema"}, "facts")
         known = {block.name for block in facts.blocks}
         lists = [mount.blocks for mount in facts.mounts] + [line.blocks for line in facts.fstab]
-        for name in (name for names in (*lists, *(block.below for block in facts.blocks)) for name in names):
-            if name not in known:
-                raise ValueError(f"no block device {name}")
+        for names in (*lists, *(block.below for block in facts.blocks)):
+            for block in names:
+                if block not in known:
+                    raise ValueError(f"no block device {block}")
     except (ValueError, RecursionError) as error:
         raise BuildError(
-            f"{DEVICES_PATH} is damaged: {printable(str(error)[:200])}",
-            hint="Build the image again on the machine it is for.",
+            f"{printable(name)} is no record of devices: {printable(str(error)[:200])}",
+            hint="Write it again on the machine it is for: pyinit-image devices > FILE",
         ) from error
     return facts
 

@@ -291,3 +291,42 @@ def test_a_damaged_image_is_an_error_of_our_own(method: str, at: int, byte: int,
         archive.read(bytes(image[:at] if cut else image), limit=1 << 20)
     except BuildError as error:
         assert str(error)
+
+
+def test_verify_tells_which_level_failed(small: Image, tmp_path: Path) -> None:
+    def verified(image: Path, *options: str | Path) -> tuple[int, str]:
+        done = pyinit_image("verify", image, "--sysroot", small.debian.tree, *options)
+        return done.returncode, done.stdout
+
+    assert verified(small.path) == (0, f"{small.path}: passed: static\n")
+    (tmp_path / "cut").write_bytes(small.path.read_bytes()[:-3000])
+    status, text = verified(tmp_path / "cut")
+    assert status == 3 and text.startswith("archive: /: ")
+    status, text = verified(small.path, "--memory", "50")
+    assert status == 3 and text.startswith("memory: ")
+    # A machine with a disk that this image has no driver for.
+    device = {"path": "devices/pci0000:00/0000:00:1f.2", "module": "ahci"}
+    device["modalias"] = "pci:v00008086d00002922sv00001AF4sd00001100bc01sc06i01"
+    machine = json.loads(pyinit_image("devices").stdout)
+    machine["devices"].append(device)
+    (tmp_path / "devices.json").write_text(json.dumps(machine))
+    status, text = verified(small.path, "--devices", tmp_path / "devices.json")
+    assert status == 4 and "ahci is not in the image" in text and "build it with --module ahci" in text
+    status, text = verified(small.path, "--devices", tmp_path / "devices.json", "--json")
+    assert (status, json.loads(text)["status"]) == (4, 4)
+    done = pyinit_image("verify", small.path, "--sysroot", small.debian.tree, "--replay")
+    assert done.returncode == 1 and "this is not the machine to boot" in done.stderr
+
+
+def test_verify_does_not_run_a_strangers_python(small: Image, tmp_path: Path) -> None:
+    """With --no-execute nothing of the image is executed, whatever is in it."""
+    members = dict(small.members)
+    place = "/usr/bin/python3.11"
+    script = f"#!/bin/sh\ntouch {tmp_path}/executed\n".encode()
+    members[place] = Member(place[1:].encode(), stat.S_IFREG | 0o755, script)
+    order = sorted(members, key=lambda path: (path == "/.pyinit-complete", path.split("/")))
+    content = b"".join(cpio.write(members[path] for path in order))
+    (tmp_path / "image").write_bytes(content)
+    done = pyinit_image("verify", tmp_path / "image", "--no-execute", "--sysroot", small.debian.tree)
+    assert done.returncode == 3
+    assert not (tmp_path / "executed").exists()

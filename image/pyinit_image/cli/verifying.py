@@ -37,6 +37,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--memory", type=int, metavar="MIB", help="memory of the machine that is to boot it")
     command.add_argument(
+        "--no-execute",
+        action="store_true",
+        help="for images of strangers: do not run the Python in it, and do not check its imports",
+    )
+    command.add_argument(
         "--replay", action="store_true", help="look for the drivers of this machine's devices, too"
     )
     command.add_argument(
@@ -60,7 +65,7 @@ def verify(options: argparse.Namespace) -> int:
     memory = options.memory << 20 if options.memory is not None else None
     try:
         segments = archive.read(content, limit=options.max_size << 20)
-        findings = static(segments, memory=memory, packed=len(content))
+        findings = static(segments, memory=memory, packed=len(content), execute=not options.no_execute)
     except BuildError as error:
         segments, findings = [], [unreadable(error)]
     image = Unpacked(segments)
@@ -145,7 +150,7 @@ def _release(image: Unpacked) -> str:
 
 def _replay(options: argparse.Namespace, image: Unpacked, release: str) -> list[host.Unanswered]:
     if options.devices is not None:
-        seen = facts.parse(read_regular(options.devices)[0])
+        seen = facts.parse(read_regular(options.devices)[0], str(options.devices))
     elif os.path.abspath(options.sysroot) == "/":
         seen = facts.record()
     else:
