@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lz4
+import zstandard
+
 from pyinit.config.sealed import CONFIG_PATH, SENTINEL_PATH, SealedConfig, dump_config
 from pyinit.text import printable
 
@@ -242,7 +245,7 @@ class _Build:
             "compress": spec.compress,
             "mtime": self.mtime,
             "summed": self.summed,
-            "python": sys.version,
+            "versions": [sys.version, zstandard.__version__, lz4.__version__],
         }
 
     def _kept(self, name: str, key: Mapping[str, object]) -> Layer | None:
@@ -451,7 +454,9 @@ def _include(plan: Plan, includes: tuple[tuple[Path | str | bytes, str], ...]) -
             names.sort()
             below = os.path.relpath(directory, top)
             place = target if below == "." else f"{target}/{below}"
-            plan.directory(place, f"--include {printable(directory)}")
+            # One that is there already keeps its mode: /root is for its owner alone.
+            if plan.entry(plan.canonical(place)) is None:
+                plan.directory(place, f"--include {printable(directory)}")
             for name in sorted([*files, *(name for name in names if Path(directory, name).is_symlink())]):
                 path = Path(directory, name)
                 reason = f"--include {printable(str(path))}"

@@ -89,6 +89,7 @@ def test_includes(small: Image, tmp_path: Path) -> None:
             compress="none",
             includes=(
                 (folder, "/opt/folder"),
+                (folder / "deep", "/root"),
                 (b"#!/bin/sh\n", "/sbin/hook"),
                 (program, "/opt/bash"),
                 (b"replaced", "/etc/udev/udev.conf"),
@@ -98,6 +99,7 @@ def test_includes(small: Image, tmp_path: Path) -> None:
     members = archive.tree(archive.read(result.image))
     assert members["/opt/folder/deep/file"].data == b"deep"
     assert members["/opt/folder/link"].data == b"deep/file"
+    assert members["/root/file"].data == b"deep" and stat.S_IMODE(members["/root"].mode) == 0o700
     # /sbin is a link: the file lands where it leads.
     assert members["/usr/sbin/hook"].mode == stat.S_IFREG | 0o755
     assert members["/etc/udev/udev.conf"].data == b"replaced"
