@@ -193,6 +193,8 @@ class _Build:
         self.facts = _facts(spec) if spec.mode == "host" else None
         self.wanted = features.modules(self.target, self.chosen)
         if self.facts is not None:
+            for warning in self.facts.warnings:
+                self.settings.warn(warning)
             self.wanted += host.wanted(self.facts, self.kernel.find)
         self.scan: python.Scan | None = None
         self.own = layers_module.own_trace() if self.store is not None else Trace()

@@ -15,6 +15,7 @@ import pytest
 from test_debian import PATIENCE
 
 from pyinit_image import archive, facts, host, kmods
+from pyinit_image.build import BuildSpec, build
 from pyinit_image.sysroot import Sysroot
 from pyinit_qemu import MIB, Disk, Machine
 from pyinit_qemu.debian import LABEL, DebianRoot
@@ -131,3 +132,13 @@ def test_what_was_recorded_there_is_enough_elsewhere(made: Made, bookworm: Debia
     assert set(selected) <= modules
     unanswered = host.replay(seen, kernel.find, frozenset(modules), kernel.builtin)
     assert [row for row in unanswered if row.essential] == []
+
+
+def test_B5_lines_of_tables_that_make_no_sense_are_told(
+    made: Made, bookworm: DebianRoot, tmp_path: Path
+) -> None:
+    record = json.loads(made.devices)
+    record["warnings"] = ["/etc/fstab line 7: three words are no line of it"]
+    (tmp_path / "devices.json").write_text(json.dumps(record))
+    spec = BuildSpec(sysroot=bookworm.tree, mode="host", devices=tmp_path / "devices.json", compress="none")
+    assert record["warnings"][0] in build(spec).warnings
