@@ -35,9 +35,6 @@ MDADM = ("/etc/mdadm.conf", "/etc/mdadm/mdadm.conf")
 #: What must be mounted before the system can start.
 ESSENTIAL_MOUNTS = ("/", "/usr")
 
-#: Bytes of an attribute or table of the kernel; those that are looked at are far shorter.
-MAX_READ = 1 << 22
-
 _UUID = re.compile(
     r"(?<![0-9a-fA-F])[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}(?![0-9a-fA-F])"
     # A device on the 1-Wire bus is named after its kind and serial number (Documentation/w1/w1-generic.rst).
@@ -320,8 +317,9 @@ class _Machine:
     def read(self, path: str) -> bytes:
         """The content of a file below the top, or nothing."""
         try:
-            with open(os.path.join(self.top, path), "rb") as stream:
-                return stream.read(MAX_READ)
+            # Not with a size: the kernel finds no memory for a long read of what is below /proc/sys.
+            with open(os.path.join(self.top, path), "rb", buffering=0) as stream:
+                return stream.readall()
         except OSError:
             return b""
 
