@@ -68,13 +68,19 @@ BASE_OPTIONS = (
 )
 """mmdebstrap's options for a small Debian of any kind."""
 
-_OPTIONS = (
-    *BASE_OPTIONS,
-    f"--include={','.join(_PACKAGES)}",
-    # That step would empty the machine id again.
-    "--skip=cleanup/reproducible",
-    f"--customize-hook={_CUSTOMIZE}",
-)
+STORAGE = ("btrfs-progs", "cryptsetup-bin", "lvm2", "mdadm", "thin-provisioning-tools", "xfsprogs")
+"""Packages with the tools of file systems, volumes and arrays that a Debian does not have by itself."""
+
+
+def _options(packages: Sequence[str]) -> tuple[str, ...]:
+    return (
+        *BASE_OPTIONS,
+        f"--include={','.join((*_PACKAGES, *packages))}",
+        # That step would empty the machine id again.
+        "--skip=cleanup/reproducible",
+        f"--customize-hook={_CUSTOMIZE}",
+    )
+
 
 _ARCHIVE_TROUBLE = re.compile(
     r"Unable to locate package|unmet dependencies|held broken packages|no installation candidate"
@@ -133,18 +139,24 @@ class DebianRoot:
         return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{what}.{self.suite}.{HOSTNAME}"))
 
 
-def provision(suite: Suite, *, progress: Progress = silent, cache: Cache | None = None) -> DebianRoot:
+def provision(
+    suite: Suite,
+    *,
+    packages: Sequence[str] = (),
+    progress: Progress = silent,
+    cache: Cache | None = None,
+) -> DebianRoot:
     """The Debian system of this suite; takes one to three minutes and 200 MB of download the first time.
 
-    Raises :class:`ArchiveError` when Debian's archive is the reason of a failure, :class:`ProvisionError`
-    otherwise.
+    ``packages`` are installed beside the usual ones: that makes another system. Raises :class:`ArchiveError`
+    when Debian's archive is the reason of a failure, :class:`ProvisionError` otherwise.
     """
     if suite not in SUITES:
         raise ValueError(f"unknown Debian suite {suite!r}; known: {', '.join(SUITES)}")
-    mirror = host_mirror()
-    recipe = {"suite": suite, "mirror": mirror, "options": _OPTIONS, "owner": os.geteuid() == 0, "format": 1}
+    mirror, options = host_mirror(), _options(packages)
+    recipe = {"suite": suite, "mirror": mirror, "options": options, "owner": os.geteuid() == 0, "format": 1}
     folder = (cache or Cache()).entry(
-        "debian", recipe, lambda work: install(work, suite, mirror, _OPTIONS, progress), progress
+        "debian", recipe, lambda work: install(work, suite, mirror, options, progress), progress
     )
     tree = folder / "tree"
     kernels = sorted(tree.glob("boot/vmlinuz-*"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyinit_image import trampoline
@@ -77,10 +77,11 @@ def small_image(
     return Image(gpt=(part,))
 
 
-def make_tree(root: Path, sysroot: Sysroot) -> None:
+def make_tree(root: Path, sysroot: Sysroot, *, programs: Sequence[str] = ()) -> None:
     """Fill the folder ``root``, which is made, from any system with python3 (3.11 or later) and ``/bin/sh``.
 
-    Raises :class:`pyinit_image.errors.BuildError` when that system lacks something.
+    ``programs`` of that system come along. Raises :class:`pyinit_image.errors.BuildError` when it lacks
+    something.
     """
     interpreter = find(sysroot, Walker(sysroot))
     for folder in _FOLDERS.split():
@@ -96,7 +97,7 @@ def make_tree(root: Path, sysroot: Sysroot) -> None:
         for name in sysroot.list(f"{library}/lib-dynload")
         if name.partition(".")[0] in _STDLIB_BINARIES
     ]
-    for item in closure(sysroot, [PYTHON, "/bin/sh", *binaries]):
+    for item in closure(sysroot, [PYTHON, "/bin/sh", *binaries, *programs]):
         target = root / item.path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         if item.target is None:

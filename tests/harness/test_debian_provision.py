@@ -64,7 +64,7 @@ def test_unreachable_archive_is_the_archives_fault(monkeypatch: pytest.MonkeyPat
 
 
 def test_trouble_of_this_machine_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "_OPTIONS", ("--no-such-option",))
+    monkeypatch.setattr(module, "_options", lambda packages: ("--no-such-option",))
     with pytest.raises(ProvisionError, match="could not be installed") as caught:
         provision("sid", cache=Cache(tmp_path))
     assert not isinstance(caught.value, ArchiveError)
