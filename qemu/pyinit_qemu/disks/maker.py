@@ -102,8 +102,8 @@ def make(plan: Plan, folder: Path, *, cache: Cache, progress: Progress = silent)
     root = Image(whole=Squashfs(_tree(debian, cache, progress))).build(cache=cache, progress=progress)
     text = json.dumps(plan.steps).encode()
     order = folder / "plan.json"
-    # A disk has whole sectors.
-    order.write_bytes(text + bytes(-len(text) % 4096))
+    # The kernel looks for partition tables of many kinds in the first sectors.
+    order.write_bytes(text + bytes(-len(text) % MIB))
     targets = []
     for number, size in enumerate(plan.targets):
         targets.append(folder / f"{number}.img")
