@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 SOURCES = {
     "sh": Path(__file__).with_name("guest") / "report.sh",
     "c": Path(__file__).with_name("guest") / "report.h",
+    "c-init": Path(__file__).with_name("guest") / "witness.c",
 }
-"""What a guest reports with on the result channel, by language: functions for a POSIX shell, a C header."""
+"""What a guest reports with on the result channel: functions for a POSIX shell, a C header, a whole init."""
 
 
 def add(commands: Commands) -> None:
@@ -26,7 +27,12 @@ def add(commands: Commands) -> None:
         "channel: put them into your image as a file, or into your init. How to use them is in their first "
         "lines.",
     )
-    command.add_argument("language", choices=sorted(SOURCES), help="sh: any POSIX shell; c: a header file")
+    command.add_argument(
+        "language",
+        choices=SOURCES,
+        help="sh: for any POSIX shell; c: a header, report.h; c-init: an init for a test root, which tells "
+        "what it was handed",
+    )
     command.set_defaults(run=run)
 
 

@@ -1,20 +1,23 @@
 """Inits of other people: a shell script and a C program that report from the first line of PID 1 on.
 
 No module is loaded, no file system mounted, nothing of this project runs in the guest but what
-``pyinit-qemu guest`` prints.
+``pyinit-qemu guest`` prints. The last test is about the other end: a root that has nothing of ours.
 """
 
 from __future__ import annotations
 
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pyinit_image.cpio import Member, write
-from pyinit_qemu import Verdict
+from pyinit_qemu import Disk, Frame, Verdict
 from pyinit_qemu.debian import DebianRoot
+from pyinit_qemu.disks.filesystems import Ext4, Tree
+from pyinit_qemu.disks.image import Image, Partition
 from pyinit_qemu.guest_command import SOURCES
 from pyinit_qemu.plugin import Boots
 
@@ -110,16 +113,18 @@ def dash_init(bookworm: DebianRoot, tmp_path_factory: pytest.TempPathFactory) ->
     )
 
 
+def compile_c(source: Path, target: Path) -> None:
+    include = f"-I{SOURCES['c'].parent}"
+    words = ["gcc", "-Os", "-Wall", "-Werror", "-static", include, "-o", str(target), str(source)]
+    subprocess.run(words, check=True)
+
+
 @pytest.fixture(scope="module")
 def c_init(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static program and nothing else; it makes its device nodes by itself."""
     work = tmp_path_factory.mktemp("c")
     (work / "init.c").write_text(C)
-    subprocess.run(
-        ["gcc", "-Wall", "-Werror", "-static", f"-I{SOURCES['c'].parent}", "-o", "init", "init.c"],
-        cwd=work,
-        check=True,
-    )
+    compile_c(work / "init.c", work / "init")
     return archive(work, file(b"init", (work / "init").read_bytes()))
 
 
@@ -167,3 +172,37 @@ def test_a_shell_without_any_program(boot: Boots, probe_kernel: Path, dash_init:
     outcome = vm.finish(WAIT).check()
     assert list(outcome.frames) == FRAMES
     assert "Attempted to kill init!" in outcome.console
+
+
+def test_a_root_without_python(
+    boot: Boots, bookworm: DebianRoot, initramfs: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What our own image hands over to needs nothing of ours: the C witness is all there is."""
+    for name in ("dev", "proc", "run", "sbin", "sys"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    compile_c(SOURCES["c-init"], tmp_path / "root/sbin/init")
+    disk = Image(gpt=(Partition(Ext4(Tree(tmp_path / "root"), label="bare")),)).build()
+    vm = boot(
+        kernel=bookworm.kernel,
+        initrd=initramfs(mode="list", modules=("virtio_pci", "virtio_blk", "ext4")),
+        disks=(Disk(disk),),
+        append="quiet root=LABEL=bare -- single --last",
+    )
+    outcome = vm.finish(WAIT).check()
+    kinds: dict[str, list[Frame]] = {}
+    for frame in outcome.frames:
+        kinds.setdefault(frame["kind"], []).append(frame)
+    # PID 1's own frames and the other form, one after the other.
+    assert outcome.frames[0]["kind"] == "hello" and len(kinds["done"]) == 1
+    assert [frame["pid"] for frame in kinds["init"]] == ["1"]
+    assert [frame["text"] for frame in kinds["argument"]] == ["/sbin/init", "single", "--last"]
+    mounts = {frame["target"]: frame["rest"].split()[0] for frame in kinds["mount"]}
+    assert mounts == {
+        "/": "ext4",
+        "/dev": "devtmpfs",
+        "/dev/pts": "devpts",
+        "/dev/shm": "tmpfs",
+        "/proc": "proc",
+        "/run": "tmpfs",
+        "/sys": "sysfs",
+    }

@@ -246,7 +246,9 @@ def test_what_is_no_device_is_never_written_to(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["disk"]
 
 
-@pytest.mark.parametrize("language, has", [("sh", "pyinit_report() {"), ("c", "int pyinit_report(")])
+@pytest.mark.parametrize(
+    "language, has", [("sh", "pyinit_report() {"), ("c", "int pyinit_report("), ("c-init", "int main(")]
+)
 def test_the_command_prints_it(language: str, has: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["guest", language]) == 0
     assert has in capsys.readouterr().out
