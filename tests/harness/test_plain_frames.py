@@ -46,6 +46,19 @@ def test_frames_arrive_as_they_were_sent(frames: list[tuple[str, dict[str, str]]
     assert not got.damage
 
 
+@given(st.lists(plain_frames.map(lambda frame: sent([frame])) | st.binary(max_size=20)), st.data())
+def test_pieces_make_no_difference(lines: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(lines)
+    whole = received(stream)
+    pieces = Frames()
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        pieces.feed(stream[:size])
+        stream = stream[size:]
+    pieces.close()
+    assert (pieces.items, pieces.damage) == (whole.items, whole.damage)
+
+
 @given(st.binary(max_size=200), st.sampled_from([b"", b"pyinit ", b"pyinit 5 1 ", b"1 0 ", b"2 0d4cbb29 "]))
 def test_any_bytes_are_frames_or_damage(data: bytes, start: bytes) -> None:
     for item in Decoder().feed(start + data + b"\n"):

@@ -91,6 +91,10 @@ def test_the_tutorial_works(wheel: Path, tmp_path: Path) -> None:
         "--cache-dir=/dev/null",
     ]
     checked = subprocess.run(
-        [*mypy, "conftest.py", "test_boot.py", "test_failing_disk.py"], cwd=folder, env=environment, capture_output=True, text=True
+        [*mypy, "conftest.py", "test_boot.py", "test_failing_disk.py"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
