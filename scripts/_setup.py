@@ -37,6 +37,8 @@ PACKAGES = {
     "btrfs-progs": "makes btrfs disks",
     "squashfs-tools": "makes squashfs disks",
     "zstd": "compresses images",
+    "gcc": "compiles the init of a test",
+    "libc6-dev": "likewise",
     "kmod": "what the order of modules is compared with",
     "python3-venv": "the Python environment in .venv",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyinit_qemu.accel import Accelerator, AcceleratorError, decide
+from pyinit_qemu.appended import with_files
 from pyinit_qemu.channel import Frame
 from pyinit_qemu.kernel import unpacked
 from pyinit_qemu.machine import Machine
@@ -28,4 +29,5 @@ __all__ = [
     "VmSpec",
     "decide",
     "unpacked",
+    "with_files",
 ]

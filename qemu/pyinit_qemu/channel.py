@@ -1,9 +1,14 @@
 """The result channel: frames that a guest sends over its second serial port.
 
-A frame is ``<length> <crc32> <json>\\n``: the number of JSON bytes in decimal, their CRC-32 as 8 hexadecimal
-digits, and one JSON object in ASCII with a string member ``kind``. The guest's tty may end a line with
+A frame is ``<length> <crc32> <json>\\n``: the number of JSON bytes in decimal, their CRC-32 as 8 lower-case
+hexadecimal digits, and one JSON object in ASCII with a string member ``kind``. Beside this form there is one
+for senders that have neither JSON nor CRC-32 (:mod:`pyinit_qemu.plain`). The guest's tty may end a line with
 ``\\r\\n``. The last frame has kind ``done``: a channel that ends without it was cut off. As a newline never
 occurs inside a frame, whatever is damaged costs its own line only.
+
+What is noticed: a channel that was cut anywhere; any one changed byte, and any bytes that were lost or added
+inside of a line; plain frames that were lost whole. What is not: frames in JSON that were lost whole, as they
+have no numbers, and the last plain frames of a sender that another one follows.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyinit_qemu import plain
+
 Frame = Mapping[str, Any]
 
 DONE = "done"
@@ -22,7 +29,7 @@ DONE = "done"
 MAX_LINE = 16 << 20
 """Bytes after which a line without an end is given up; a boot record has some 100 KiB."""
 
-_FRAME = re.compile(rb"([0-9]{1,9}) ([0-9a-fA-F]{8}) (.*)", re.DOTALL)
+_FRAME = re.compile(rb"(0|[1-9][0-9]{0,8}) ([0-9a-f]{8}) (.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,10 @@ def encode(frame: Frame) -> bytes:
 
 
 def parse_line(line: bytes) -> Frame | Damage:
-    """Read one line, given without its end."""
+    """Read one line of either form, given without its end."""
+    if line.startswith(plain.PREFIX):
+        found = plain.parse(line)
+        return _damage(found, line) if isinstance(found, str) else found.frame
     match = _FRAME.fullmatch(line)
     if match is None:
         return _damage("not a frame", line)
@@ -74,6 +84,7 @@ class Decoder:
     def __init__(self) -> None:
         self._pending = bytearray()
         self._skipping = False
+        self._number = 0
 
     def feed(self, data: bytes) -> list[Frame | Damage]:
         """Take the next bytes; return what they completed, in order. Blank lines are passed over."""
@@ -84,10 +95,20 @@ class Decoder:
             line = bytes(self._pending).rstrip(b"\r")
             self._pending.clear()
             if line and not self._skipping:
-                found.append(parse_line(line))
+                found += self._read(line)
             self._skipping = False
         self._take(rest, found)
         return found
+
+    def _read(self, line: bytes) -> list[Frame | Damage]:
+        sent = plain.parse(line)
+        if isinstance(sent, str):
+            return [parse_line(line)]
+        expected, self._number = self._number + 1, sent.number
+        # Number 1 is the first of a new sender: a shell that took over from another.
+        if sent.number in (1, expected):
+            return [sent.frame]
+        return [_damage(f"frame {sent.number} where {expected} was due", line), sent.frame]
 
     def _take(self, piece: bytes, found: list[Frame | Damage]) -> None:
         if self._skipping:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pyinit_qemu import kernel_command
+from pyinit_qemu import guest_command, image_command, kernel_command
 from pyinit_qemu.accel import POLICIES, decide, policy_from_environment
 from pyinit_qemu.console import Cleaner
 from pyinit_qemu.kernel import unpacked
@@ -216,6 +216,8 @@ def parser() -> argparse.ArgumentParser:
         "default: when the result channel ends with `done`",
     )
     kernel_command.add(commands)
+    image_command.add(commands)
+    guest_command.add(commands)
     return top
 
 

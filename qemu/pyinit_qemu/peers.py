@@ -16,6 +16,7 @@ from pathlib import Path
 from pyinit_qemu.debian import BASE_OPTIONS, DebianRoot, ProvisionError, Suite, host_mirror, install
 from pyinit_qemu.disks.cache import Cache
 from pyinit_qemu.disks.tools import Progress, ToolError, run, silent
+from pyinit_qemu.kernels import FetchedKernel
 
 MODULES = ("virtio_pci", "virtio_blk", "ext4")
 """The drivers that images with a list of modules are given: an ext4 root on a virtio disk."""
@@ -110,7 +111,9 @@ class Workshop:
 
     tree: Path
 
-    def make(self, peer: Peer, debian: DebianRoot, work: Path, progress: Progress = silent) -> Path:
+    def make(
+        self, peer: Peer, debian: DebianRoot | FetchedKernel, work: Path, progress: Progress = silent
+    ) -> Path:
         """Make an image for the kernel of ``debian`` in the empty folder ``work``; return its path.
 
         Raises :class:`ToolError` when the program, or the way into the namespaces, fails.
@@ -135,12 +138,17 @@ class Workshop:
         return image
 
     def image(
-        self, peer: Peer, debian: DebianRoot, *, progress: Progress = silent, cache: Cache | None = None
+        self,
+        peer: Peer,
+        debian: DebianRoot | FetchedKernel,
+        *,
+        progress: Progress = silent,
+        cache: Cache | None = None,
     ) -> Path:
         """The peer's image for the kernel of ``debian``, made once and kept. Errors as :meth:`make`."""
         recipe = {
             "workshop": self.tree.parent.name,
-            "debian": debian.source.digest,
+            "debian": debian.tree.parent.name,
             "script": [_ENTER, peer.script, *MODULES],
         }
 

@@ -95,7 +95,7 @@ def judge(evidence: Evidence) -> tuple[Verdict, str] | None:
 _NAMES = {
     "oops": "the kernel reported a fault of its own",
     "traceback": "a Python program failed",
-    "banner": "pyinit gave up",
+    "banner": "the guest gave up",
 }
 
 _SHUTDOWN = {

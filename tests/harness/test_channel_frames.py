@@ -63,10 +63,9 @@ def test_garbage_costs_its_own_lines_only(
 def test_one_changed_byte_is_damage(frame: dict[str, object], data: st.DataObject) -> None:
     line = bytearray(encode(frame)[:-1])
     place = data.draw(st.integers(0, len(line) - 1))
-    line[place] ^= 0x01
+    line[place] ^= data.draw(st.integers(1, 255))
     found = decode([bytes(line) + b"\n"])
-    # A digit of the length may become another spelling of the same number, a hexadecimal digit another case.
-    assert found == [frame] or all(isinstance(item, Damage) for item in found)
+    assert found and all(isinstance(item, Damage) for item in found)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ LONG = 60.0
         ("no-root", Verdict.PANIC, "Unable to mount root fs on unknown-block(0,0)"),
         ("panic-stays", Verdict.PANIC, "Attempted to kill init!"),
         ("traceback", Verdict.GUEST_FAIL, "a Python program failed"),
-        ("failure-frame", Verdict.GUEST_FAIL, "pyinit gave up: E-DEV no device has LABEL=x"),
+        ("failure-frame", Verdict.GUEST_FAIL, "the guest gave up: E-DEV no device has LABEL=x"),
         ("reset", Verdict.GUEST_FAIL, "the guest rebooted before this was seen"),
         ("truncated", Verdict.GUEST_FAIL, "cut off inside a line"),
         ("damaged", Verdict.GUEST_FAIL, "the result channel is damaged"),
