@@ -5,10 +5,11 @@ from __future__ import annotations
 from pyinit_qemu.accel import Accelerator, AcceleratorError, decide
 from pyinit_qemu.appended import with_files
 from pyinit_qemu.channel import Frame
+from pyinit_qemu.faults import many
 from pyinit_qemu.kernel import unpacked
 from pyinit_qemu.machine import Machine
 from pyinit_qemu.qmp import QmpError
-from pyinit_qemu.spec import MIB, Disk, VmSpec
+from pyinit_qemu.spec import MIB, Disk, IoError, VmSpec
 from pyinit_qemu.timing import Timeout, TimeScale
 from pyinit_qemu.verdict import BootFailed, MachineError, Outcome, Verdict
 
@@ -19,6 +20,7 @@ __all__ = [
     "BootFailed",
     "Disk",
     "Frame",
+    "IoError",
     "Machine",
     "MachineError",
     "Outcome",
@@ -28,6 +30,7 @@ __all__ = [
     "Verdict",
     "VmSpec",
     "decide",
+    "many",
     "unpacked",
     "with_files",
 ]

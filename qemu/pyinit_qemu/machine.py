@@ -29,6 +29,7 @@ from typing import Any, Literal, TypeVar
 from pyinit_qemu import spec as specs
 from pyinit_qemu.channel import Frame, Frames
 from pyinit_qemu.console import FAILURES, Console, Failure
+from pyinit_qemu.faults import Faults
 from pyinit_qemu.overlay import empty_overlay
 from pyinit_qemu.qmp import Qmp
 from pyinit_qemu.spec import PROGRAM, Disk, Endpoints, Program, VmSpec
@@ -140,10 +141,13 @@ class Machine:
         self._frame_cursor: dict[str, int] = {}
         self._control = Qmp()
         self._sockets: dict[str, socket.socket] = {}
+        self._written: dict[str, bytes] = {}
         self._launch_error: Exception | None = None
         self._exit_code: int | None = None
         self._qmp_ended: float | None = None
         self._stopped = False
+        self.faults = Faults(self)
+        """What can go wrong with it."""
 
     # Life
 
@@ -155,7 +159,8 @@ class Machine:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, path in specs.overlays(self.spec).items():
             try:
-                (self._scratch / name).write_bytes(empty_overlay(disk_size(path)))
+                written = self._written.pop(name, None)
+                (self._scratch / name).write_bytes(written or empty_overlay(disk_size(path)))
             except OSError as error:
                 self.close()
                 raise MachineError(f"disk image {path} cannot be used: {error.strerror}") from error
@@ -222,10 +227,37 @@ class Machine:
         self.finished = True
         return self._end(goal, reached=True, waited=None, channel=False)
 
-    def power_cut(self) -> None:
-        """End QEMU as a mains failure ends a machine: at once, with nothing flushed."""
+    def power_cut(self, at: str | re.Pattern[str] | None = None) -> None:
+        """End QEMU as a mains failure ends a machine: at once, with nothing flushed.
+
+        ``at``: when the console shows this.
+        """
+        if at is not None:
+            self.expect(at)
         self.finished = True
         self._kill()
+
+    def again(self, artifacts: Path | None = None) -> Machine:
+        """Return a machine like this one, with what was written to its disks; for one that has ended.
+
+        ``artifacts``: as for a new machine.
+        """
+        if self.running or self._thread is None:
+            raise MachineError("this machine has not ended: only then its disks can be used again")
+        if self._scratch is None or not self._scratch.exists():
+            raise MachineError("the disks of this machine are gone: call again() before close() and finish()")
+        machine = Machine(
+            self.spec,
+            program=self.program,
+            artifacts=artifacts,
+            scale=self.scale,
+            stall=self.stall,
+            allow=self.allow,
+            echo=self._echo,
+        )
+        for name in specs.overlays(self.spec):
+            machine._written[name] = (self._scratch / name).read_bytes()
+        return machine
 
     def close(self) -> None:
         """End QEMU if it runs, and remove the temporary folder. Safe to call again."""
@@ -349,17 +381,18 @@ class Machine:
 
     def plug(self, disk: Disk) -> None:
         """Plug in a disk of the specification that is late, or was unplugged."""
-        self.qmp("device_add", **specs.disk_device(self.spec, self._index(disk)))
+        self.qmp("device_add", **specs.disk_device(self.spec, self.index(disk)))
 
     def unplug(self, disk: Disk, timeout: float | Timeout = Timeout.QMP) -> None:
         """Ask the guest to let go of a disk, and wait until it is gone. Its contents stay for a new plug."""
-        device = specs.device_id(self._index(disk))
+        device = specs.device_id(self.index(disk))
         with self._changed:
             seen = len(self._control.events)
         self.qmp("device_del", id=device)
         self.wait_event("DEVICE_DELETED", timeout, since=seen, device=device)
 
-    def _index(self, disk: Disk) -> int:
+    def index(self, disk: Disk) -> int:
+        """Return the place of a disk in the specification."""
         if disk not in self.spec.disks:
             raise MachineError(f"{disk} is not a disk of this machine: declare it there with late=True")
         return self.spec.disks.index(disk)
@@ -482,6 +515,8 @@ class Machine:
     @property
     def _shutdown(self) -> str | None:
         event = self._control.find_event("SHUTDOWN", {})
+        if event is not None and self._control.find_event("WATCHDOG", {}) is not None:
+            return "watchdog"
         return None if event is None else str(event.get("data", {}).get("reason", "unknown"))
 
     def _evidence(

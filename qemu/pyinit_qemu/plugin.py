@@ -138,14 +138,24 @@ class Boots:
             spec = spec.replace(**fields)
         if unpack:
             spec = spec.replace(kernel=unpacked(spec.kernel))
-        number = len(self.machines) + 1
         machine = Machine(
             spec,
-            artifacts=self.folder if number == 1 else self.folder / f"machine{number}",
+            artifacts=self._artifacts(),
             scale=self.qemu.scale,
             allow=allow,
             stall=Timeout.STALL if stall is None else stall,
         )
+        return self._start(machine, paused=paused)
+
+    def again(self, machine: Machine, *, paused: bool = False) -> Machine:
+        """Boot a machine again whose power was cut: with what was written to its disks."""
+        return self._start(machine.again(self._artifacts()), paused=paused)
+
+    def _artifacts(self) -> Path:
+        number = len(self.machines) + 1
+        return self.folder if number == 1 else self.folder / f"machine{number}"
+
+    def _start(self, machine: Machine, *, paused: bool) -> Machine:
         self.slots.acquire()
         self.machines.append(machine)
         machine.start()

@@ -6,11 +6,13 @@ bus, serial numbers, the clock. The builders hold for QEMU 7.2 and later.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shlex
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,14 +21,40 @@ MIB = 1 << 20
 Interface = Literal["virtio", "scsi", "nvme", "ahci", "usb"]
 AcceleratorName = Literal["tcg", "kvm"]
 MachineType = Literal["q35", "pc"]
+Operation = Literal["read", "write", "flush", "discard", "write-zeroes"]
 Program = tuple[str, ...]
 
 INTERFACES: tuple[str, ...] = get_args(Interface)
+OPERATIONS: tuple[str, ...] = get_args(Operation)
 PROGRAM: Program = ("qemu-system-x86_64",)
 
 _SERIAL_LIMIT = {"virtio": 20, "nvme": 20, "ahci": 20, "scsi": 36, "usb": 36}
+NETWORK = "net0"
+MAC = "52:54:00:70:79:69"
+
 _AHCI_PORTS = 6
 _PCI_PORTS = 15 * 8
+
+
+@dataclass(frozen=True)
+class IoError:
+    """Requests of a disk that fail, as QEMU's blkdebug makes them."""
+
+    sector: int | None = None
+    """Only requests that touch this sector of 512 bytes; None: all."""
+    on: Operation = "read"
+    error: str = "EIO"
+    """Its name in errno(3)."""
+    once: bool = False
+    """The first such request fails, and no other."""
+
+    def __post_init__(self) -> None:
+        if self.on not in OPERATIONS:
+            raise ValueError(f"operation {self.on!r} is not one of {', '.join(OPERATIONS)}")
+        if not hasattr(errno, self.error):
+            raise ValueError(f"{self.error!r} is no error of errno(3); EIO, ENOSPC, ETIMEDOUT are some")
+        if self.sector is not None and self.sector < 0:
+            raise ValueError(f"a disk has no sector {self.sector}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +72,12 @@ class Disk:
     """Writes go to an overlay that lives as long as the machine; False: they go to the image."""
     late: bool = False
     """Absent until plugged in."""
+    errors: tuple[IoError, ...] = ()
+    """Requests that fail from the start; ``vm.faults`` changes that."""
+
+    def clone(self, serial: str) -> Disk:
+        """Return another disk with the same content: the same labels and UUIDs."""
+        return replace(self, serial=serial)
 
     def __post_init__(self) -> None:
         if self.interface not in INTERFACES:
@@ -77,6 +111,8 @@ class VmSpec:
     vga: bool = False
     watchdog: bool = False
     """An i6300esb that resets the guest."""
+    network: bool = False
+    """A network card, :data:`MAC`, on a network with nobody but a DHCP server (10.0.2.2)."""
     report: bool = True
     """Ask a pyinit image to report on the result channel."""
     extra: tuple[str, ...] = ()
@@ -166,29 +202,75 @@ def overlays(spec: VmSpec) -> dict[str, Path]:
 
 
 def block_nodes(spec: VmSpec, index: int, folder: Path) -> list[dict[str, Any]]:
-    """Return the ``-blockdev`` objects of one disk, lowest first; the last one is :func:`node_name`."""
+    """Return the ``-blockdev`` objects of one disk, lowest first; the last one is :func:`node_name`.
+
+    A throttle without limits is always there: faults can be chosen when the machine runs.
+    """
     disk = spec.disks[index]
     name = node_name(index)
     layered = disk.snapshot and not disk.readonly
     path = os.path.abspath(disk.path)
     protocol = "host_device" if path.startswith("/dev/") else "file"
-    image: dict[str, Any] = {
-        "driver": "raw",
-        "node-name": f"{name}-image" if layered else name,
-        "read-only": disk.readonly or layered,
-        "file": {"driver": protocol, "filename": path, "read-only": disk.readonly or layered},
+    data = f"{name}-data"
+    nodes: list[dict[str, Any]] = [
+        {
+            "driver": "raw",
+            "node-name": f"{name}-image" if layered else data,
+            "read-only": disk.readonly or layered,
+            "file": {"driver": protocol, "filename": path, "read-only": disk.readonly or layered},
+        }
+    ]
+    if layered:
+        nodes.append(
+            {
+                "driver": "qcow2",
+                "node-name": data,
+                "file": {"driver": "file", "filename": str(folder / overlay_name(index))},
+                "backing": f"{name}-image",
+                # What is thrown away need not reach the medium.
+                "cache": {"no-flush": True},
+            }
+        )
+    nodes.append(
+        {
+            "driver": "throttle",
+            "node-name": f"{name}-throttle",
+            "throttle-group": throttle_group(index),
+            "read-only": disk.readonly,
+            "file": data,
+        }
+    )
+    if disk.errors:
+        nodes.append(error_node(index, disk.errors) | {"read-only": disk.readonly})
+    return [*nodes, top_node(index, disk, erring=bool(disk.errors))]
+
+
+def throttle_group(index: int) -> str:
+    return f"limits{index}"
+
+
+def error_node(index: int, errors: Sequence[IoError]) -> dict[str, Any]:
+    """Return the filter that makes requests fail; it stands on the throttle."""
+    rules = []
+    for error in errors:
+        rule = {"event": "none", "iotype": error.on, "errno": getattr(errno, error.error), "once": error.once}
+        # A rule without a sector is for requests everywhere.
+        rules.append(rule if error.sector is None else rule | {"sector": error.sector})
+    name = node_name(index)
+    return {
+        "driver": "blkdebug",
+        "node-name": f"{name}-errors",
+        "image": f"{name}-throttle",
+        "inject-error": rules,
     }
-    if not layered:
-        return [image]
-    overlay = {
-        "driver": "qcow2",
-        "node-name": name,
-        "file": {"driver": "file", "filename": str(folder / overlay_name(index))},
-        "backing": f"{name}-image",
-        # What is thrown away need not reach the medium.
-        "cache": {"no-flush": True},
-    }
-    return [image, overlay]
+
+
+def top_node(index: int, disk: Disk, *, erring: bool) -> dict[str, Any]:
+    """Return the node that the device is attached to: of the raw format, because its ``file`` can be changed
+    while the machine runs (``blockdev-reopen``), and a filter's cannot."""
+    name = node_name(index)
+    below = f"{name}-errors" if erring else f"{name}-throttle"
+    return {"driver": "raw", "node-name": name, "read-only": disk.readonly, "file": below}
 
 
 def disk_device(spec: VmSpec, index: int) -> dict[str, Any]:
@@ -234,6 +316,8 @@ def controllers(spec: VmSpec) -> list[dict[str, Any]]:
         devices.append({"driver": "VGA", "addr": "0x6"})
     if spec.watchdog:
         devices.append({"driver": "i6300esb", "addr": "0x7"})
+    if spec.network:
+        devices.append({"driver": "virtio-net-pci", "netdev": NETWORK, "mac": MAC, "addr": "0x8"})
     if spec.machine == "q35":
         pci = [index for index, disk in enumerate(spec.disks) if disk.interface in ("virtio", "nvme")]
         for place, index in enumerate(pci):
@@ -271,9 +355,12 @@ def argv(spec: VmSpec, endpoints: Endpoints, program: Program = PROGRAM) -> list
         arguments += ["-mon", "chardev=console,mode=readline"]
     if spec.watchdog:
         arguments += ["-action", "watchdog=reset"]
+    if spec.network:
+        arguments += ["-netdev", f"user,id={NETWORK},restrict=on"]
     for device in controllers(spec):
         arguments += ["-device", _json(device)]
     for index, disk in enumerate(spec.disks):
+        arguments += ["-object", f"throttle-group,id={throttle_group(index)}"]
         for node in block_nodes(spec, index, endpoints.overlays):
             arguments += ["-blockdev", _json(node)]
         if not disk.late:
@@ -303,7 +390,7 @@ def boot_command(spec: VmSpec) -> str:
 def to_json(spec: VmSpec) -> str:
     """Return the specification as JSON text, for a person to read beside a failed boot."""
     values = {item.name: getattr(spec, item.name) for item in fields(spec)}
-    values["disks"] = [{item.name: getattr(disk, item.name) for item in fields(disk)} for disk in spec.disks]
+    values["disks"] = [asdict(disk) for disk in spec.disks]
     return json.dumps(values, indent=2, default=str) + "\n"
 
 

@@ -42,7 +42,8 @@ class Evidence:
     stopped: bool = False
     """The host ended QEMU on purpose."""
     shutdown: str | None = None
-    """The reason in QMP's SHUTDOWN event: guest-shutdown, guest-reset, guest-panic, host-qmp-quit..."""
+    """The reason in QMP's SHUTDOWN event: guest-shutdown, guest-reset, guest-panic, host-qmp-quit... or
+    ``watchdog``."""
     qmp_lost: bool = False
     """The control connection ended although QEMU had not."""
     waited: float | None = None
@@ -101,6 +102,7 @@ _NAMES = {
 _SHUTDOWN = {
     "guest-shutdown": "the guest powered off",
     "guest-reset": "the guest rebooted",
+    "watchdog": "the watchdog reset the machine, because the guest did not feed it,",
     "host-qmp-quit": "the machine was stopped",
     "host-signal": "the machine was stopped by a signal",
 }

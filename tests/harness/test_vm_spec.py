@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinit_qemu import MIB, Disk, VmSpec
+from pyinit_qemu import MIB, Disk, IoError, VmSpec
 from pyinit_qemu.cli import parse_disk, parser
 from pyinit_qemu.machine import replay_script
 from pyinit_qemu.overlay import MAX_SIZE, empty_overlay
@@ -40,28 +40,54 @@ qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
 -chardev socket,id=channel,fd=4 -serial chardev:channel
 -chardev socket,id=qmp,fd=5 -mon chardev=qmp,mode=control
 -action watchdog=reset
+-netdev user,id=net0,restrict=on
 -device '{"driver":"virtio-rng-pci","addr":"0x2"}'
 -device '{"driver":"virtio-scsi-pci","id":"scsi","addr":"0x3"}'
 -device '{"driver":"qemu-xhci","id":"usb","addr":"0x4","p2":15,"p3":15}'
 -device '{"driver":"VGA","addr":"0x6"}'
 -device '{"driver":"i6300esb","addr":"0x7"}'
+-device '{"driver":"virtio-net-pci","netdev":"net0","mac":"52:54:00:70:79:69","addr":"0x8"}'
 -device '{"driver":"pcie-root-port","id":"port0","chassis":1,"addr":"0x10.0","multifunction":true}'
 -device '{"driver":"pcie-root-port","id":"port2","chassis":3,"addr":"0x10.1"}'
+-object throttle-group,id=limits0
 -blockdev '{"driver":"raw","node-name":"disk0-image","read-only":true,"file":{"driver":"file",\
 "filename":"/a","read-only":true}}'
--blockdev '{"driver":"qcow2","node-name":"disk0","file":{"driver":"file","filename":"/tmp/x/disk0.qcow2"},\
+-blockdev '{"driver":"qcow2","node-name":"disk0-data",\
+"file":{"driver":"file","filename":"/tmp/x/disk0.qcow2"},\
 "backing":"disk0-image","cache":{"no-flush":true}}'
+-blockdev '{"driver":"throttle","node-name":"disk0-throttle","throttle-group":"limits0",\
+"read-only":false,"file":"disk0-data"}'
+-blockdev '{"driver":"blkdebug","node-name":"disk0-errors","image":"disk0-throttle",\
+"inject-error":[{"event":"none","iotype":"read","errno":5,"once":false,"sector":8},\
+{"event":"none","iotype":"write","errno":28,"once":true}],"read-only":false}'
+-blockdev '{"driver":"raw","node-name":"disk0","read-only":false,"file":"disk0-errors"}'
 -device '{"driver":"virtio-blk-pci","id":"dev0","drive":"disk0","bus":"port0","serial":"root"}'
--blockdev '{"driver":"raw","node-name":"disk1","read-only":true,"file":{"driver":"host_device",\
+-object throttle-group,id=limits1
+-blockdev '{"driver":"raw","node-name":"disk1-data","read-only":true,"file":{"driver":"host_device",\
 "filename":"/dev/loop9","read-only":true}}'
+-blockdev '{"driver":"throttle","node-name":"disk1-throttle","throttle-group":"limits1",\
+"read-only":true,"file":"disk1-data"}'
+-blockdev '{"driver":"raw","node-name":"disk1","read-only":true,"file":"disk1-throttle"}'
 -device '{"driver":"scsi-hd","id":"dev1","drive":"disk1","bus":"scsi.0","scsi-id":1,"serial":"disk1"}'
--blockdev '{"driver":"raw","node-name":"disk2","read-only":false,"file":{"driver":"file",\
+-object throttle-group,id=limits2
+-blockdev '{"driver":"raw","node-name":"disk2-data","read-only":false,"file":{"driver":"file",\
 "filename":"/c","read-only":false}}'
--blockdev '{"driver":"raw","node-name":"disk3","read-only":false,"file":{"driver":"file",\
+-blockdev '{"driver":"throttle","node-name":"disk2-throttle","throttle-group":"limits2",\
+"read-only":false,"file":"disk2-data"}'
+-blockdev '{"driver":"raw","node-name":"disk2","read-only":false,"file":"disk2-throttle"}'
+-object throttle-group,id=limits3
+-blockdev '{"driver":"raw","node-name":"disk3-data","read-only":false,"file":{"driver":"file",\
 "filename":"/d","read-only":false}}'
+-blockdev '{"driver":"throttle","node-name":"disk3-throttle","throttle-group":"limits3",\
+"read-only":false,"file":"disk3-data"}'
+-blockdev '{"driver":"raw","node-name":"disk3","read-only":false,"file":"disk3-throttle"}'
 -device '{"driver":"ide-hd","id":"dev3","drive":"disk3","bus":"ide.0","serial":"disk3"}'
--blockdev '{"driver":"raw","node-name":"disk4","read-only":false,"file":{"driver":"file",\
+-object throttle-group,id=limits4
+-blockdev '{"driver":"raw","node-name":"disk4-data","read-only":false,"file":{"driver":"file",\
 "filename":"/e","read-only":false}}'
+-blockdev '{"driver":"throttle","node-name":"disk4-throttle","throttle-group":"limits4",\
+"read-only":false,"file":"disk4-data"}'
+-blockdev '{"driver":"raw","node-name":"disk4","read-only":false,"file":"disk4-throttle"}'
 -device '{"driver":"usb-storage","id":"dev4","drive":"disk4","bus":"usb.0","serial":"disk4"}'
 -S -d int"""
 
@@ -70,7 +96,7 @@ MANY = VmSpec(
     None,
     append="console=tty0 quiet",
     disks=(
-        Disk("/a", serial="root"),
+        Disk("/a", serial="root", errors=(IoError(8), IoError(on="write", error="ENOSPC", once=True))),
         Disk("/dev/loop9", "scsi", readonly=True),
         Disk("/c", "nvme", late=True, snapshot=False),
         Disk("/d", "ahci", snapshot=False),
@@ -81,6 +107,7 @@ MANY = VmSpec(
     icount=True,
     vga=True,
     watchdog=True,
+    network=True,
     report=False,
     extra=("-d", "int"),
 )
