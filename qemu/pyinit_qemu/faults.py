@@ -54,6 +54,8 @@ class Faults:
         index = self._machine.index(disk)
         self._limit(disk, {})
         self._stop_failing(index)
+        # Requests that wait for their turn under the old limits are let go when the disk is drained.
+        self._attach(index, disk, erring=False)
 
     def cut_network(self) -> None:
         """Pull the network cable."""
