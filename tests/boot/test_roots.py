@@ -9,16 +9,18 @@ import pytest
 
 from pyinit_qemu import Disk, Machine
 from pyinit_qemu.debian import DebianRoot
-from pyinit_qemu.disks.filesystems import FILESYSTEMS, Squashfs
+from pyinit_qemu.disks.filesystems import FILESYSTEMS
 from pyinit_qemu.witness import Witness
 
 pytestmark = pytest.mark.boot
 
 LABEL = "a-root"
-SQUASHFS_PARTUUID = "5c0ffee5-0000-4000-8000-00000000f00d"
+PARTUUID = "5c0ffee5-0000-4000-8000-00000000f00d"
 
 
-@pytest.mark.parametrize(("fstype", "asked"), [("ext4", "ro"), ("xfs", "rw"), ("btrfs", "ro")])
+@pytest.mark.parametrize(
+    ("fstype", "asked"), [("ext4", "ro"), ("ext2", "rw"), ("xfs", "rw"), ("btrfs", "ro"), ("f2fs", "rw")]
+)
 def test_a_root_of_this_type_is_found_by_label_and_mounted_as_asked(
     fstype: str,
     asked: str,
@@ -38,20 +40,22 @@ def test_a_root_of_this_type_is_found_by_label_and_mounted_as_asked(
     assert f"/dev/disk/by-label/{LABEL}" in root.links
 
 
-def test_squashfs_is_read_only_even_when_rw_is_asked(
+@pytest.mark.parametrize("fstype", ["squashfs", "erofs"])
+def test_a_root_that_cannot_be_written_is_read_only_even_when_rw_is_asked(
+    fstype: str,
     boot: Callable[..., Machine],
     bookworm: DebianRoot,
     generic: Path,
     small_disk: Callable[..., Path],
     witness_of: Callable[[Machine], Witness],
 ) -> None:
-    disk = small_disk(Squashfs, partuuid=SQUASHFS_PARTUUID)
+    disk = small_disk(FILESYSTEMS[fstype], partuuid=PARTUUID)
     vm = boot(
         kernel=bookworm.kernel,
         initrd=generic,
         disks=(Disk(disk),),
-        append=f"root=PARTUUID={SQUASHFS_PARTUUID} rw",
+        append=f"root=PARTUUID={PARTUUID} rw",
     )
     root = witness_of(vm).root
-    assert (root.type, root.device) == ("squashfs", "vda1")
+    assert (root.type, root.device) == (fstype, "vda1")
     assert root.read_only

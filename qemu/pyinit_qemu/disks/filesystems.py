@@ -1,4 +1,4 @@
-"""File systems in files: ext4, xfs, btrfs and squashfs from a directory tree, with label and UUID.
+"""File systems in files, from a directory tree, with label and UUID; and swap areas.
 
 None needs root or a loop device; all are sparse, and reproducible as far as the tools allow.
 """
@@ -6,7 +6,9 @@ None needs root or a loop device; all are sparse, and reproducible as far as the
 from __future__ import annotations
 
 import os
+import re
 import stat
+import struct
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,7 +108,7 @@ class _Base:
     def recipe(self) -> dict[str, object]:
         return {
             "fstype": self.fstype,
-            "tool": version(self.tool),
+            "tool": version(self.tool) if self.tool else "",
             "tree": self.tree and self.tree.digest,
             "label": self.label,
             "uuid": self.id,
@@ -117,6 +119,9 @@ class _Base:
 
     def describe(self) -> str:
         return f"{self.fstype} {self.label!r}" if self.label else self.fstype
+
+    def write(self, target: Path, sector: int) -> None:
+        raise NotImplementedError
 
     def _create(self, target: Path) -> None:
         size = self.size
@@ -144,8 +149,9 @@ class Ext4(_Base):
 
     def write(self, target: Path, sector: int) -> None:
         self._create(target)
+        _fits(self, 16)
         extended = "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard"
-        argv: list[str | Path] = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096"]
+        argv: list[str | Path] = ["mke2fs", "-q", "-F", "-t", self.fstype, "-b", "4096"]
         if self.label:
             argv += ["-L", self.label]
         argv += ["-U", self.id]
@@ -155,6 +161,20 @@ class Ext4(_Base):
             run([*argv, target], env=_TIME)
         else:
             self._run(target, lambda tree: [*argv, "-d", tree, target])
+
+
+@dataclass(frozen=True)
+class Ext3(Ext4):
+    """ext3. The label has at most 16 bytes."""
+
+    fstype: ClassVar[str] = "ext3"
+
+
+@dataclass(frozen=True)
+class Ext2(Ext4):
+    """ext2. The label has at most 16 bytes."""
+
+    fstype: ClassVar[str] = "ext2"
 
 
 @dataclass(frozen=True)
@@ -242,6 +262,120 @@ class Xfs(_Base):
             run(["xfs_db", "-x", *commands, target])
 
 
+@dataclass(frozen=True)
+class F2fs(_Base):
+    """f2fs. The label has at most 512 characters.
+
+    Of ``free`` its cleaner takes about a half. Its tools set neither sticky bits nor capabilities; files belong to root unless this process is root.
+    """
+
+    fstype: ClassVar[str] = "f2fs"
+    tool: ClassVar[str] = "mkfs.f2fs"
+    least: ClassVar[int] = 128 * MIB
+
+    free: int = 128 * MIB
+
+    def write(self, target: Path, sector: int) -> None:
+        self._create(target)
+        argv: list[str | Path] = ["mkfs.f2fs", "-q", "-f", "-r", "-t", "0", "-T", "1700000000"]
+        argv += ["-w", str(sector), "-U", self.id]
+        argv += ["-l", self.label] if self.label else []
+        run([*argv, *self.options, target])
+        if self.tree is not None:
+            self._run(target, lambda tree: ["sload.f2fs", "-P", "-T", "1700000000", "-f", tree, target])
+
+
+@dataclass(frozen=True)
+class Erofs(_Base):
+    """erofs: read-only, as small as its content, without label."""
+
+    fstype: ClassVar[str] = "erofs"
+    tool: ClassVar[str] = "mkfs.erofs"
+    least: ClassVar[int] = 0
+
+    def write(self, target: Path, sector: int) -> None:
+        if self.label:
+            raise ValueError("erofs has no label that these tools can set; name the partition instead")
+        if self.tree is None:
+            raise ValueError("erofs needs a tree")
+        argv = ["mkfs.erofs", "--quiet", "-zlz4", "-T1700000000", f"-U{self.id}", *self.options]
+        self._run(target, lambda tree: [*argv, target, tree])
+
+
+@dataclass(frozen=True)
+class Vfat(_Base):
+    """FAT, of the width that the size asks for. The label has at most 11 characters, without ``.``.
+
+    The UUID is ``XXXX-XXXX``. It has neither owners, modes, nor links: a tree with something else than
+    files and directories is refused.
+    """
+
+    fstype: ClassVar[str] = "vfat"
+    tool: ClassVar[str] = "mkfs.vfat"
+    least: ClassVar[int] = 34 * MIB
+
+    @property
+    def id(self) -> str:
+        if not self.uuid:
+            made = super().id.replace("-", "")[:8].upper()
+            return f"{made[:4]}-{made[4:]}"
+        if not re.fullmatch(r"[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}", self.uuid):
+            raise ValueError(f"the UUID of a vfat is XXXX-XXXX in hexadecimal digits, not {self.uuid!r}")
+        return self.uuid.upper()
+
+    def write(self, target: Path, sector: int) -> None:
+        if not re.fullmatch(r"""[^\x00-\x1f\x7f-\U0010ffff"*+,./:;<=>?\[\\\]|]{0,11}""", self.label):
+            raise ValueError(
+                f"{self.label!r} is no label of a vfat: at most 11 characters of ASCII, no . or /"
+            )
+        self._create(target)
+        argv = ["mkfs.vfat", "--invariant", "-S", str(sector), "-i", self.id.replace("-", "")]
+        argv += ["-n", self.label] if self.label else []
+        run([*argv, *self.options, str(target)])
+        if self.tree is None:
+            return
+        with self.tree.opened(target) as (directory, prefix):
+            if prefix:
+                raise ValueError("a vfat has no owners: it is made of a plain directory")
+            for path in directory.rglob("*"):
+                if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                    raise ValueError(f"{path} is neither a file nor a directory: a vfat cannot hold it")
+            names = sorted(directory.iterdir())
+            if names:
+                run(["mcopy", "-i", target, "-s", "-m", "-Q", *names, "::/"], env={"MTOOLS_SKIP_CHECK": "1"})
+
+
+@dataclass(frozen=True)
+class Swap(_Base):
+    """A swap area, version 1, of pages of 4 KiB. The label has at most 16 bytes. It takes no tree."""
+
+    fstype: ClassVar[str] = "swap"
+    tool: ClassVar[str] = ""
+    least: ClassVar[int] = 16 * MIB
+
+    def write(self, target: Path, sector: int) -> None:
+        if self.tree is not None:
+            raise ValueError("a swap area holds no tree")
+        _fits(self, 16)
+        self._create(target)
+        pages = target.stat().st_size // 4096
+        label = self.label.encode().ljust(16, b"\0")
+        # union swap_header, include/linux/swap.h: version, last page, bad pages, UUID, label.
+        header = struct.pack("<III16s16s", 1, pages - 1, 0, uuid.UUID(self.id).bytes, label)
+        with target.open("r+b") as file:
+            file.seek(1024)
+            file.write(header)
+            file.seek(4096 - 10)
+            file.write(b"SWAPSPACE2")
+
+
+def _fits(filesystem: _Base, limit: int) -> None:
+    if len(filesystem.label.encode()) > limit or "\0" in filesystem.label:
+        raise ValueError(
+            f"{filesystem.label!r} is no label of {filesystem.fstype}: at most {limit} bytes of UTF-8, no NUL"
+        )
+
+
 def _prototype(root: bytes, sticky: list[tuple[str, str]]) -> Iterator[bytes]:
     """The lines of a proto file, mkfs.xfs(8); ``sticky`` gets what has the sticky bit, and its mode."""
     yield b"/"
@@ -294,6 +428,6 @@ def _prototype_entry(name: bytes, path: bytes, inside: bytes, sticky: list[tuple
     return b" ".join(field for field in fields if field)
 
 
-FILESYSTEMS: dict[str, type[Ext4] | type[Xfs] | type[Btrfs] | type[Squashfs]] = {
-    kind.fstype: kind for kind in (Ext4, Xfs, Btrfs, Squashfs)
+FILESYSTEMS: dict[str, type[_Base]] = {
+    kind.fstype: kind for kind in (Ext4, Ext3, Ext2, Xfs, Btrfs, F2fs, Squashfs, Erofs, Vfat, Swap)
 }

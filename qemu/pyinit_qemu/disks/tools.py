@@ -20,13 +20,18 @@ PACKAGES = {
     "btrfs": "btrfs-progs",
     "depmod": "kmod",
     "fakeroot": "fakeroot",
+    "mcopy": "mtools",
     "mke2fs": "e2fsprogs",
     "mkfs.btrfs": "btrfs-progs",
+    "mkfs.erofs": "erofs-utils",
+    "mkfs.f2fs": "f2fs-tools",
+    "mkfs.vfat": "dosfstools",
     "mkfs.xfs": "xfsprogs",
     "mksquashfs": "squashfs-tools",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
     "qemu-img": "qemu-utils",
+    "sload.f2fs": "f2fs-tools",
     "xfs_db": "xfsprogs",
 }
 """The Debian package of every tool that is started from here."""
@@ -56,7 +61,13 @@ def find(name: str) -> str:
 @cache
 def version(name: str) -> str:
     """What the tool says about its version: part of every cache key, because tools change their output."""
-    flag = {"mke2fs": "-V", "mkfs.xfs": "-V", "mksquashfs": "-version"}.get(name, "--version")
+    flag = {
+        "mke2fs": "-V",
+        "mkfs.f2fs": "-V",
+        "mkfs.vfat": "--help",
+        "mkfs.xfs": "-V",
+        "mksquashfs": "-version",
+    }.get(name, "--version")
     result = subprocess.run(
         [find(name), flag],
         stdin=subprocess.DEVNULL,
