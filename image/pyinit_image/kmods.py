@@ -316,12 +316,14 @@ class Kernel:
         )
 
     def find(self, name: str) -> list[str]:
-        """The modules that a module name or alias stands for; none when it is built in or unknown."""
+        """The modules that a module name or alias stands for; none when it is built in or unknown.
+
+        Aliases come before what is built in, as with kmod: ``crc32``, which f2fs asks for, is a built-in
+        library and an alias of modules.
+        """
         name = canonical(name)
         if name in self.modules:
             return [name]
-        if name in self.builtin:
-            return []
         exact, patterns = self._aliases
         names = list(exact.get(name, ()))
         if not names:

@@ -61,6 +61,14 @@ def test_aliases_and_names_with_dashes_are_understood(sysroot: Sysroot) -> None:
     assert kernel.find("no-such-thing") == []
 
 
+def test_an_alias_comes_before_what_is_built_in(sysroot: Sysroot) -> None:
+    directory = sysroot.root / "lib/modules" / RELEASE
+    (directory / "modules.builtin").write_text("kernel/lib/crc32.ko\n")
+    with (directory / "modules.alias").open("a") as aliases:
+        aliases.write("alias crc32 crc32c_generic\n")
+    assert kmods.Kernel(sysroot, RELEASE).find("crc32") == ["crc32c_generic"]
+
+
 def test_modprobe_settings(sysroot: Sysroot) -> None:
     (sysroot.root / "etc/modprobe.d/a.conf").write_text("options ext4 debug=1\noptions ext4 \\\n  more=2\n")
     (sysroot.root / "usr/lib/modprobe.d/a.conf").write_text("options ext4 hidden=1\n")

@@ -266,7 +266,8 @@ class Xfs(_Base):
 class F2fs(_Base):
     """f2fs. The label has at most 512 characters.
 
-    Of ``free`` its cleaner takes about a half. Its tools set neither sticky bits nor capabilities; files belong to root unless this process is root.
+    Of ``free`` its cleaner takes about a half. Its tools set neither sticky bits nor capabilities; files
+    belong to root unless this process is root.
     """
 
     fstype: ClassVar[str] = "f2fs"
