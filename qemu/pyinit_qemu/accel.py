@@ -107,7 +107,7 @@ def _prove(accel: AcceleratorName, kernel: Path, cpu: str | None, program: Progr
             os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
             return Proof(False, f"{device}: {error.strerror}")
-    spec = VmSpec(kernel, None, append="earlyprintk=ttyS0", accel=accel, cpu=cpu, memory=256 << 20)
+    spec = _probe_spec(kernel, accel, cpu)
     key = {
         "format": _FORMAT,
         "host boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
@@ -127,6 +127,22 @@ def _prove(accel: AcceleratorName, kernel: Path, cpu: str | None, program: Progr
         if proof.works or accel == "kvm":
             file.write_text(json.dumps({"key": key, "proof": asdict(proof)}, indent=1) + "\n")
     return proof
+
+
+def canary(
+    accelerator: Accelerator, kernel: Path, *, cpu: str | None = None, program: Program = PROGRAM
+) -> str:
+    """Boot the kernel once more, now; return why that failed, or nothing.
+
+    A proof is kept until the host is rebooted. This says whether the host still works today: room in memory,
+    a QEMU that was not upgraded to something broken, a disk that is not full.
+    """
+    proof = boot_probe(_probe_spec(kernel, accelerator.name, cpu), program)
+    return "" if proof.works else proof.reason
+
+
+def _probe_spec(kernel: Path, accel: AcceleratorName, cpu: str | None) -> VmSpec:
+    return VmSpec(kernel, None, append="earlyprintk=ttyS0", accel=accel, cpu=cpu, memory=256 << 20)
 
 
 def boot_probe(spec: VmSpec, program: Program = PROGRAM) -> Proof:

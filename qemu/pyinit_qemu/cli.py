@@ -77,29 +77,40 @@ def interactive(
 
 
 def _on_terminal(spec: VmSpec, scale: TimeScale | None, program: Program, artifacts: Path | None) -> Outcome:
+    # A person looks at what goes wrong, and may have put it right since: only a panic is final.
+    allow = ("banner", "traceback", "oops")
+    with Machine(spec, program=program, artifacts=artifacts, scale=scale, allow=allow) as machine:
+        if relay(machine, start=True):
+            return machine.stop("the end, by a person")
+        done = any(frame["kind"] == "done" for frame in machine.frames)
+        return machine.finish(goal="done" if done else "shutdown")
+
+
+def relay(machine: Machine, *, start: bool = False) -> bool:
+    """Give this terminal to the console of a machine until it ends, or the person ends it: then True.
+
+    ``start``: the CPUs are let go first.
+    """
+
     def echo(data: bytes) -> None:
         while data:
             data = data[os.write(1, data) :]
 
-    # A person looks at what goes wrong, and may have put it right since: only a panic is final.
-    allow = ("banner", "traceback", "oops")
-    with Machine(spec, program=program, artifacts=artifacts, scale=scale, allow=allow, echo=echo) as machine:
-        print("Ctrl-A X ends the machine.", flush=True)
-        saved = termios.tcgetattr(0)
-        # The settings must come back even if the terminal goes away or somebody ends us.
-        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        try:
-            tty.setraw(0)
+    print("Ctrl-A X ends the machine.", flush=True)
+    saved = termios.tcgetattr(0)
+    # The settings must come back even if the terminal goes away or somebody ends us.
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        tty.setraw(0)
+        machine.attach(echo)
+        if start:
             machine.run()
-            left = _relay(machine)
-        finally:
-            termios.tcsetattr(0, termios.TCSADRAIN, saved)
-            signal.signal(signal.SIGTERM, previous)
+        return _relay(machine)
+    finally:
+        machine.attach(None)
+        termios.tcsetattr(0, termios.TCSADRAIN, saved)
+        signal.signal(signal.SIGTERM, previous)
         print(flush=True)
-        if left:
-            return machine.stop("the end, by a person")
-        done = any(frame["kind"] == "done" for frame in machine.frames)
-        return machine.finish(goal="done" if done else "shutdown")
 
 
 def _relay(machine: Machine) -> bool:

@@ -144,6 +144,7 @@ class Machine:
         self._written: dict[str, bytes] = {}
         self._launch_error: Exception | None = None
         self._exit_code: int | None = None
+        self._ended: float | None = None
         self._qmp_ended: float | None = None
         self._stopped = False
         self.faults = Faults(self)
@@ -285,6 +286,16 @@ class Machine:
     @property
     def running(self) -> bool:
         return self._process is not None and self._exit_code is None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time from power on until the end, or until now."""
+        return (self._ended or time.monotonic()) - self._power_on
+
+    def attach(self, echo: Callable[[bytes], None] | None) -> None:
+        """From now on call ``echo``, if any, with raw console bytes as they come, from another thread."""
+        with self._changed:
+            self._echo = echo
 
     @property
     def pid(self) -> int:
@@ -702,6 +713,7 @@ class Machine:
             code = process.wait()
             with self._changed:
                 self._exit_code = code
+                self._ended = time.monotonic()
                 self._changed.notify_all()
 
     def _launch(self) -> subprocess.Popen[bytes]:

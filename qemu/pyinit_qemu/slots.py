@@ -17,16 +17,19 @@ from pyinit_qemu.timing import Deadline
 from pyinit_qemu.verdict import MachineError
 
 _POLL = 0.1
+_ROOM = 2 << 30
 
 
 class Slots:
-    """A semaphore of ``count`` places (default: one for each CPU), made of locked files.
+    """A semaphore of ``count`` places, made of locked files.
+
+    By default as many as there are CPUs, but no more than there are times 2 GiB of memory.
 
     The kernel drops the locks of a process that dies.
     """
 
     def __init__(self, count: int | None = None, folder: Path | None = None) -> None:
-        self.count = count or len(os.sched_getaffinity(0))
+        self.count = count or places()
         self.folder = folder or cache_folder() / "slots"
         self._users = 0
         self._descriptor = -1
@@ -67,3 +70,9 @@ class Slots:
                     f"{timeout:.0f} s, by processes {', '.join(holders)}"
                 )
             time.sleep(_POLL)
+
+
+def places() -> int:
+    """How many machines this host has room for."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // _ROOM))

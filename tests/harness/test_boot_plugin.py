@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -169,6 +171,114 @@ def test_a_broken_host_is_an_error_that_says_so(run_folder: pytest.Pytester) -> 
     result.stdout.fnmatch_lines(["*AcceleratorError: not even TCG boots*broken*"])
 
 
+def test_a_host_that_broke_since_it_was_proven_is_one_reason_for_all(run_folder: pytest.Pytester) -> None:
+    write(run_folder, "pass", "assert vm.finish(60).ok")
+    run_folder.runpytest_subprocess().assert_outcomes(passed=1)
+    run_folder.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(boot, probe_kernel, number):
+            boot(kernel=probe_kernel, initrd=None, append="fake=pass").finish(60).check()
+        """
+    )
+    (run_folder.path / "bin" / "qemu-system-x86_64").write_text(
+        "#!/bin/sh\ncase $1 in --version) exec cat version;; esac\necho no room >&2; exit 1\n"
+    )
+    version = subprocess.run([sys.executable, FAKE, "--version"], capture_output=True, text=True).stdout
+    (run_folder.path / "version").write_text(version)
+    for words in ([], ["-n2"]):
+        result = run_folder.runpytest_subprocess(*words)
+        result.assert_outcomes(errors=3)
+        result.stdout.fnmatch_lines(["infrastructure: this host boots no machine now*no room*"])
+        result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_the_slowest_boots_are_listed_and_are_in_junits_file(run_folder: pytest.Pytester) -> None:
+    run_folder.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.boot
+        @pytest.mark.parametrize("number", range(12))
+        def test_it(boot, probe_kernel, number):
+            assert boot(kernel=probe_kernel, initrd=None, append="fake=pass").finish(60).ok
+
+        def test_without_a_machine():
+            pass
+        """
+    )
+    for words in ([], ["-n2"]):
+        result = run_folder.runpytest_subprocess("--junitxml=junit.xml", *words)
+        result.assert_outcomes(passed=13)
+        result.stdout.fnmatch_lines(["pyinit-qemu: 12 tests booted for * s; the slowest:"])
+        listed = [line for line in result.outlines if line.endswith("]") and " s  test_" in line]
+        times = [float(line.split()[0]) for line in listed]
+        assert len(listed) == 10 and times == sorted(times, reverse=True)
+        properties = (run_folder.path / "junit.xml").read_text()
+        assert properties.count('<property name="pyinit_accelerator" value="tcg"') == 12
+        assert properties.count('<property name="pyinit_boot_seconds" value="') == 12
+
+
+def test_what_a_test_needs_is_a_skip_that_names_it(run_folder: pytest.Pytester) -> None:
+    run_folder.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.needs_tool("sh", "no-such-tool")
+        def test_tool(boot): pass
+
+        @pytest.mark.needs_tool("sh")
+        def test_shell(): pass
+
+        @pytest.mark.needs_kvm
+        def test_kvm(boot): pass
+        """
+    )
+    result = run_folder.runpytest_subprocess("-rs", "--strict-markers")
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines(["*no-such-tool is not installed", "*needs KVM: asked for"])
+
+
+@pytest.mark.parametrize(("words", "reason"), [(["-n2"], "use it with -n0"), ([], "needs a terminal")])
+def test_a_shell_needs_a_terminal_for_itself(
+    run_folder: pytest.Pytester, words: list[str], reason: str
+) -> None:
+    write(run_folder, "pass", "pass")
+    result = run_folder.runpytest_subprocess("--pyinit-shell", *words)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: --pyinit-shell*{reason}*"])
+
+
+def test_the_terminal_is_given_to_the_machine_that_failed(run_folder: pytest.Pytester) -> None:
+    write(run_folder, "echo", "vm.expect('ready', 60)\nassert False")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "pytest", "--pyinit-shell", "-p", "no:cacheprovider"])
+    seen = b""
+
+    def until(text: bytes) -> None:
+        nonlocal seen
+        while text not in seen:
+            assert select.select([terminal], [], [], 60)[0], seen
+            seen += os.read(terminal, 65536)
+
+    until(b"Ctrl-A X ends the machine.")
+    os.write(terminal, b"Ada\r")
+    until(b"\nAda")
+    os.write(terminal, b"\x01x")
+    until(b"1 failed")
+    # What is still written must be read, or the run could not end.
+    while select.select([terminal], [], [], 60)[0]:
+        try:
+            os.read(terminal, 65536)
+        except OSError:
+            break
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert b"test_it failed; the last lines of its machine:" in seen
+
+
 def test_without_a_probe_kernel(run_folder: pytest.Pytester) -> None:
     run_folder.makeconftest("")
     run_folder.makepyfile("def test_it(boot): pass")
@@ -204,8 +314,6 @@ def test_killing_the_test_run_leaves_no_qemu(
     finally:
         run.send_signal(how)
     run.wait(60)
-    import select
-
     assert select.select([qemu], [], [], 60)[0], "QEMU runs on"
     os.close(qemu)
     # The temporary folder of a killed run goes when the next machine starts.
