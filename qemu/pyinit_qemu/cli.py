@@ -96,12 +96,13 @@ def relay(machine: Machine, *, start: bool = False) -> bool:
         while data:
             data = data[os.write(1, data) :]
 
-    print("Ctrl-A X ends the machine.", flush=True)
     saved = termios.tcgetattr(0)
     # The settings must come back even if the terminal goes away or somebody ends us.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         tty.setraw(0)
+        # Said when it holds: what is typed before is thrown away.
+        echo(b"Ctrl-A X ends the machine.\r\n")
         machine.attach(echo)
         if start:
             machine.run()
