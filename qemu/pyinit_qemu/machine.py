@@ -29,6 +29,7 @@ from typing import Any, Literal, TypeVar
 from pyinit_qemu import spec as specs
 from pyinit_qemu.channel import Frame, Frames
 from pyinit_qemu.console import FAILURES, Console, Failure
+from pyinit_qemu.keyboard import Keyboard
 from pyinit_qemu.overlay import empty_overlay
 from pyinit_qemu.qmp import Qmp
 from pyinit_qemu.spec import PROGRAM, Disk, Endpoints, Program, VmSpec
@@ -261,6 +262,18 @@ class Machine:
             raise MachineError("the machine has not been started")
         return self._process.pid
 
+    def idle(self, seconds: float) -> None:
+        """Let time pass, or less if QEMU ends before."""
+        deadline = Deadline(seconds)
+        with self._changed:
+            while self._exit_code is None and not deadline.expired:
+                self._changed.wait(deadline.remaining())
+
+    @property
+    def keyboard(self) -> Keyboard:
+        """The keyboard, which types on the VGA console and presses ``ctrl-alt-delete``."""
+        return Keyboard(self)
+
     # Console
 
     @property
@@ -372,11 +385,22 @@ class Machine:
 
     # Control
 
-    def qmp(self, command: str, /, *, deadline: float | Timeout = Timeout.QMP, **arguments: Any) -> Any:
-        """Execute a control command; return what it returned. QmpError if QEMU refuses."""
+    def qmp(
+        self,
+        command: str,
+        /,
+        *,
+        deadline: float | Timeout = Timeout.QMP,
+        hidden: bool = False,
+        **arguments: Any,
+    ) -> Any:
+        """Execute a control command; return what it returned. QmpError if QEMU refuses.
+
+        ``hidden``: the log of control commands does not show the arguments.
+        """
         with self._changed:
             number, line = self._control.request(command, arguments)
-        self._log_qmp(">", line)
+        self._log_qmp(">", b"%s (arguments not shown)" % command.encode() if hidden else line)
         self._send("qmp", line)
         self._wait(
             f"QEMU's answer to {command}",
