@@ -30,8 +30,10 @@ from pyinit_qemu import spec as specs
 from pyinit_qemu.channel import Frame, Frames
 from pyinit_qemu.console import FAILURES, Console, Failure
 from pyinit_qemu.faults import Faults
+from pyinit_qemu.keyboard import Keyboard
 from pyinit_qemu.overlay import empty_overlay
 from pyinit_qemu.qmp import Qmp
+from pyinit_qemu.screen import Screen
 from pyinit_qemu.spec import PROGRAM, Disk, Endpoints, Program, VmSpec
 from pyinit_qemu.timing import Deadline, Timeout, TimeScale
 from pyinit_qemu.verdict import BootFailed, Evidence, MachineError, Outcome, Verdict, judge
@@ -43,6 +45,7 @@ Goal = Literal["done", "shutdown"]
 _PR_SET_PDEATHSIG = 1
 _SCRATCH = "pyinit-qemu-"
 _QMP_GRACE = 3.0
+_POLL = 0.5
 _SETTLE_QUIET = 0.5
 _SETTLE_LONGEST = 5.0
 
@@ -147,6 +150,7 @@ class Machine:
         self._ended: float | None = None
         self._qmp_ended: float | None = None
         self._stopped = False
+        self._saving = False
         self.faults = Faults(self)
         """What can go wrong with it."""
 
@@ -304,6 +308,18 @@ class Machine:
             raise MachineError("the machine has not been started")
         return self._process.pid
 
+    def idle(self, seconds: float) -> None:
+        """Let time pass, or less if QEMU ends before."""
+        deadline = Deadline(seconds)
+        with self._changed:
+            while self._exit_code is None and not deadline.expired:
+                self._changed.wait(deadline.remaining())
+
+    @property
+    def keyboard(self) -> Keyboard:
+        """The keyboard, which types on the VGA console and presses ``ctrl-alt-delete``."""
+        return Keyboard(self)
+
     # Console
 
     @property
@@ -362,6 +378,25 @@ class Machine:
         """Type bytes on the console."""
         self._send("console", data)
 
+    def poll(
+        self,
+        goal: str,
+        probe: Callable[[], T | None],
+        timeout: float | Timeout = Timeout.BOOT,
+        *,
+        allow: Collection[str] = (),
+    ) -> T:
+        """Ask ``probe`` twice a second until it finds something; what ends other waits ends this one."""
+        deadline = Deadline(self.scale.seconds(timeout))
+        while (value := probe()) is None:
+            self.idle(_POLL)
+            with self._changed:
+                waited = deadline.seconds if deadline.expired else None
+                evidence = self._evidence(goal, failure=self._failure(allow), waited=waited)
+            if (verdict := judge(evidence)) is not None:
+                raise self._failed(evidence, *verdict)
+        return value
+
     # Result channel
 
     @property
@@ -408,19 +443,40 @@ class Machine:
             raise MachineError(f"{disk} is not a disk of this machine: declare it there with late=True")
         return self.spec.disks.index(disk)
 
-    def screendump(self, path: Path | str) -> None:
-        """Write the VGA screen to a PNG file."""
+    @property
+    def screen(self) -> Screen:
+        """What stands on the VGA screen. MachineError when there is none."""
         if not self.spec.vga:
             raise MachineError("this machine has no screen: give it vga=True")
-        self.qmp("screendump", filename=os.path.abspath(path), format="png")
+        return Screen(self)
+
+    def _save_screen(self) -> None:
+        """Leave a picture and a copy of the text among the artifacts; without them if it cannot be."""
+        if self.spec.vga and self.running and not self._saving:
+            self._saving = True
+            with contextlib.suppress(MachineError, OSError):
+                self.screen.png(self.folder / "screen.png")
+                (self.folder / "screen.txt").write_text(self.screen.text())
+            self._saving = False
 
     # Control
 
-    def qmp(self, command: str, /, *, deadline: float | Timeout = Timeout.QMP, **arguments: Any) -> Any:
-        """Execute a control command; return what it returned. QmpError if QEMU refuses."""
+    def qmp(
+        self,
+        command: str,
+        /,
+        *,
+        deadline: float | Timeout = Timeout.QMP,
+        hidden: bool = False,
+        **arguments: Any,
+    ) -> Any:
+        """Execute a control command; return what it returned. QmpError if QEMU refuses.
+
+        ``hidden``: the log of control commands does not show the arguments.
+        """
         with self._changed:
             number, line = self._control.request(command, arguments)
-        self._log_qmp(">", line)
+        self._log_qmp(">", b"%s (arguments not shown)" % command.encode() if hidden else line)
         self._send("qmp", line)
         self._wait(
             f"QEMU's answer to {command}",
@@ -567,6 +623,7 @@ class Machine:
 
     def _failed(self, evidence: Evidence, verdict: Verdict, reason: str) -> BootFailed:
         outcome = self._outcome(evidence, verdict, reason)
+        self._save_screen()
         return BootFailed(outcome.verdict, outcome.reason, outcome.report)
 
     def _end(self, goal: str, *, reached: bool, waited: float | None, channel: bool) -> Outcome:
@@ -579,6 +636,8 @@ class Machine:
         if verdict is None:
             verdict = Verdict.TIMEOUT, f"not seen: {goal}"
         state = self._state(verdict[0])
+        if verdict[0] is not Verdict.PASS:
+            self._save_screen()
         if self.running:
             self._quit()
         outcome = self._outcome(evidence, *verdict, state=state)

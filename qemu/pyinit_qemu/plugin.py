@@ -243,7 +243,8 @@ class Boots:
             spec = VmSpec(**fields)
         elif fields:
             spec = spec.replace(**fields)
-        if unpack:
+        # A kernel that is not entered through its setup code does not know that there is a screen.
+        if unpack and not spec.vga:
             spec = spec.replace(kernel=unpacked(spec.kernel))
         machine = Machine(
             spec,

@@ -118,6 +118,6 @@ def test_hot_plug_and_screen(boot: Boots, probe_kernel: Path, initrd: Path, tmp_
     vm.unplug(disks[1], WAIT)
     vm.plug(disks[1])
     vm.expect(r"\[1b36:0010\] type 00 class 0x010802", WAIT)
-    vm.screendump(tmp_path / "screen.png")
+    vm.screen.png(tmp_path / "screen.png")
     assert (tmp_path / "screen.png").read_bytes().startswith(b"\x89PNG")
     vm.power_cut()
