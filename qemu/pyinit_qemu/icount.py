@@ -1,9 +1,9 @@
 """Makes a clock that counts instructions honest about disks, and tells when it was not.
 
-With ``-icount shift=0,sleep=off`` an idle guest's clock jumps to the next timer. That is right while the guest
-sleeps. It is wrong while it waits for a disk: QEMU hands a request to another thread of the host, the guest
-has nothing to do meanwhile, and the clock jumps from timer to timer until that thread has had its turn. So
-the data must be there before the guest's next instruction, which :class:`pyinit_qemu.spec.VmSpec` calls
+With ``-icount shift=0,sleep=off`` an idle guest's clock jumps to the next timer. That is right while the
+guest sleeps. It is wrong while it waits for a disk: QEMU hands a request to another thread of the host, the
+guest has nothing to do meanwhile, and the clock jumps from timer to timer until that thread has had its turn.
+So the data must be there before the guest's next instruction, which :class:`pyinit_qemu.spec.VmSpec` calls
 ``instant_disks``:
 
 - The request is made by the thread that runs the guest (``ioeventfd=off``), not handed to the main loop.
@@ -39,8 +39,9 @@ _TICKS = 100
 def instant_disks(program: Program = PROGRAM) -> str:
     """Return why disks cannot be instant on this host with this QEMU; an empty text when they can.
 
-    QEMU is asked to open a file with io_uring: the kernel (``kernel.io_uring_disabled``), a container's system
-    call filter (Docker's forbids it) or QEMU itself may be without it. Takes a tenth of a second, once.
+    QEMU is asked to open a file with io_uring: the kernel (``kernel.io_uring_disabled``), a container's
+    system call filter (Docker's forbids it) or QEMU itself may be without it. Takes a tenth of a second,
+    once.
     """
     node = f'{{"driver":"file","node-name":"probe","filename":"{Path(__file__)}","read-only":true,'
     command = [*program, *_OPTIONS.split(), node + '"aio":"io_uring"}']

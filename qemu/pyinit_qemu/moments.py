@@ -21,7 +21,8 @@ _RECORD = re.compile(r"[0-9]+,[0-9]+,([0-9]{1,18}),[^;]*;(.*)", re.ASCII | re.DO
 
 _INIT = re.compile(r"Run /\S+ as init process")
 _EXECUTED = re.compile(r"witness: executed;(.*)", re.DOTALL)
-# What file systems say at the end of a mount, Linux 5.10 to 7; a remount is told apart. squashfs says nothing.
+# What file systems say at the end of a mount, Linux 5.10 to 7; a remount is told apart. squashfs says
+# nothing.
 _MOUNTED = re.compile(
     r"EXT4-fs \(\S+\): mounted filesystem"
     r"|XFS \(\S+\): Ending (?:clean mount|recovery)"
@@ -94,7 +95,8 @@ def record_lines(records: Iterable[object]) -> Iterator[Line]:
 def read_moments(lines: Iterable[Line], source: str, until: re.Pattern[str] | None = None) -> Moments:
     """What lines of the kernel's log say.
 
-    ``until``: a pattern that the line of the real init matches, if it is not the witness; the last one counts.
+    ``until``: a pattern that the line of the real init matches, if it is not the witness; the last one
+    counts.
     """
     init = mounted = executed = None
     idle = None

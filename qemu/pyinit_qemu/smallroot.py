@@ -30,9 +30,9 @@ _LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/
 _STDLIB_FOLDERS = ("collections", "encodings", "importlib", "json", "re")
 _STDLIB_BINARIES = ("_json", "termios")
 
-# The kernel's log has the time of a line to the microsecond; /proc/uptime is a clock of 10 ms. The line's text
-# is /proc/stat's first, which says how long the CPU was idle for disks until now (pyinit_qemu.moments). At
-# level 6 a quiet kernel does not show it.
+# The kernel's log has the time of a line to the microsecond; /proc/uptime is a clock of 10 ms. The line's
+# text is /proc/stat's first, which says how long the CPU was idle for disks until now (pyinit_qemu.moments).
+# At level 6 a quiet kernel does not show it.
 #
 # The signal state must be taken before the interpreter starts: it ignores SIGPIPE and SIGXFSZ and handles
 # SIGINT. Only shell built-ins: a child would be a left-over process in its own report.

@@ -107,7 +107,7 @@ class Witness:
     started: int
     """When the witness's interpreter ran, in microseconds since the kernel started."""
     executed: int
-    """When the real init was executed, likewise; read from a clock of 10 ms when the kernel's log lacks it."""
+    """When the real init was executed, likewise; from a clock of 10 ms when the kernel's log lacks it."""
     run_init: int | None
     """When the kernel executed /init, likewise; None when its log no longer holds the line."""
 

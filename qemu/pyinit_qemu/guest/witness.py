@@ -144,8 +144,8 @@ def dev() -> list[str]:
 
 
 def kernel_log() -> dict[str, object]:
-    """The last lines, each ``priority,sequence,microseconds,flags;text``, when /init was executed, and the lines
-    that say when what was reached (``pyinit_qemu.moments``)."""
+    """The last lines, each ``priority,sequence,microseconds,flags;text``, when /init was executed, and the
+    lines that say when what was reached (``pyinit_qemu.moments``)."""
     lines: list[str] = []
     fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
