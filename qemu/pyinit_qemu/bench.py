@@ -105,8 +105,8 @@ class Result:
         found = []
         if self.boots and not settled(self.boots):
             found.append(
-                f"the two shortest of {len(self.boots)} boots differ by {self.spread or 0:.1%}: measure again "
-                "with more boots, or when this machine has less to do"
+                f"the two shortest of {len(self.boots)} boots differ by {self.spread or 0:.1%}: measure "
+                "again with more boots, or when this machine has less to do"
             )
         if self.boots and (idle := self.best.idle or 0) > self.initramfs / 1e6 * TOLERANCE:
             found.append(f"up to {idle:.2f} s of it may not be the guest's, which waited for a real disk")

@@ -36,7 +36,7 @@ def svg(results: Sequence[Result], title: str, note: str = "") -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        _text(_MARGIN, 24, title, size=15),
+        _text(_MARGIN, 24, printable(title), size=15),
     ]
     used = {colour for result in results for _, colour in _pieces(result)}
     place = float(_MARGIN)
@@ -62,7 +62,7 @@ def svg(results: Sequence[Result], title: str, note: str = "") -> str:
         words = _words(result) if result.boots else f"did not boot: {_first_line(result.failure)}"
         parts.append(_text(left + start * scale + 8, base, words))
     if note:
-        parts.append(_text(_MARGIN, height - 14, note, size=10))
+        parts.append(_text(_MARGIN, height - 14, printable(note), size=10))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -93,5 +93,5 @@ def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:
-    content = escape(printable(text))
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">{content}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
+    return f"<text {place}>{escape(text)}</text>"
