@@ -1,24 +1,29 @@
 """Measures images against each other: how long they take, in seconds of the guest, and how large they are.
 
 The guest's clock counts instructions (``icount``), so that a boot takes the same time on any host, however
-busy. The one thing that host and guest do at once is reading the disk: while the guest idles for that, its
-clock runs ahead. So a boot can come out too long, never too short, and the least of several counts.
+busy. The one thing that host and guest do at once is reading the disk, which :mod:`pyinit_qemu.icount` makes
+take no time. Where it cannot, the guest polls instead of idling. What is left makes a boot too long, never
+too short: the least of several counts.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pyinit.text import printable
 from pyinit_image import archive
 from pyinit_image.errors import BuildError
+from pyinit_qemu.icount import instant_disks
 from pyinit_qemu.machine import Machine
+from pyinit_qemu.moments import UPTIME, Moments, moments
+from pyinit_qemu.slots import Slots
 from pyinit_qemu.spec import MIB, VmSpec
 from pyinit_qemu.timing import Timeout, TimeScale
 from pyinit_qemu.verdict import BootFailed, MachineError, Verdict
-from pyinit_qemu.witness import Witness, WitnessError
 
 ICOUNT_SLOWNESS = 4.0
 """How much longer a boot takes with ``icount``, at most, in wall time."""
@@ -26,10 +31,10 @@ ICOUNT_SLOWNESS = 4.0
 TOLERANCE = 0.02
 """Two boots agree when they differ by no more than this part."""
 CLOCK = 10_000
-"""... or by one tick of the clock that says when the real init was executed, in microseconds."""
+"""... or by one tick of /proc/uptime, in microseconds, if it says when the real init was executed."""
 
 MEMORY_LEAST = 32
-MEMORY_STEP = 16
+MEMORY_STEP = 4
 GOAL_MEMORY = 160
 """MiB."""
 
@@ -49,6 +54,12 @@ class Boot:
     """From the execution of /init to that of the real init."""
     kernel: int
     """From the kernel's start to the execution of the real init."""
+    mounted: int | None = None
+    """From the execution of /init to the mount of a disk's file system; None: the kernel did not say."""
+    idle: float | None = None
+    """Seconds that the guest idled for disks: by so much its clock may have run ahead."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where the moments were read: by the names ``/init``, ``root mounted``, ``real init``."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,32 @@ class Result:
     def kernel(self) -> int:
         return min(boot.kernel for boot in self.boots)
 
+    @property
+    def best(self) -> Boot:
+        """The boot with the least time in the initramfs."""
+        return min(self.boots, key=lambda boot: boot.initramfs)
+
+    @property
+    def spread(self) -> float | None:
+        """By which part of it the second least time in the initramfs is above the least; None: one boot."""
+        if len(self.boots) < 2:
+            return None
+        first, second = sorted(boot.initramfs for boot in self.boots)[:2]
+        return (second - first) / first
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the times might be other ones, for people."""
+        found = []
+        if self.boots and not settled(self.boots):
+            found.append(
+                f"the two shortest of {len(self.boots)} boots differ by {self.spread or 0:.1%}: measure "
+                "again with more boots, or when this machine has less to do"
+            )
+        if self.boots and (idle := self.best.idle or 0) > self.initramfs / 1e6 * TOLERANCE:
+            found.append(f"up to {idle:.2f} s of it may not be the guest's, which waited for a real disk")
+        return found
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -96,31 +133,62 @@ class Goal:
         return f"{self.what}: {round(self.value, 2):g} ({word} {self.limit:g}: {verdict})"
 
 
-def measure(witness: Witness) -> Boot:
-    """Read the times out of a witness's report.
+def measure(seen: Moments) -> Boot:
+    """Turn what was seen of a boot into times. BenchError says which moment is missing."""
+    if seen.init is None:
+        raise BenchError(
+            "nothing says when /init was executed: no line `Run /init as init process` with a time in the "
+            "kernel's log (is it quiet, or without printk.time?)"
+        )
+    if seen.executed is None:
+        raise BenchError(
+            "nothing says when the real init was executed: no line of the witness, and none with the "
+            "kernel's time that the pattern of --until matches"
+        )
+    found = {"/init": seen.init, "root mounted": seen.mounted, "real init": seen.executed}
+    return Boot(
+        initramfs=seen.executed.time - seen.init.time,
+        kernel=seen.executed.time,
+        mounted=None if seen.mounted is None else seen.mounted.time - seen.init.time,
+        idle=seen.idle,
+        sources={name: moment.source for name, moment in found.items() if moment is not None},
+    )
 
-    The time of the real init's execution is the witness's first look at the clock, before its interpreter
-    starts: a clock of 10 ms, but what the witness itself takes is not in it.
-    """
-    if witness.run_init is None:
-        raise BenchError("the kernel's log no longer held the line that says when /init was executed")
-    return Boot(witness.executed - witness.run_init, witness.executed)
 
+def boot_once(spec: VmSpec, scale: TimeScale, until: str | None = None) -> Boot:
+    """Boot to the real init and return the times; waits for a place if other machines run.
 
-def boot_once(spec: VmSpec, scale: TimeScale) -> Boot:
-    """Boot to the witness and return its times.
-
-    Raises :class:`MachineError` when it does not get there, :class:`BenchError` when there are no times.
+    The real init is the witness, which ends the boot; or it has come when a line of the console matches the
+    regular expression ``until``. Raises :class:`MachineError` when the boot does not get there,
+    :class:`BenchError` when there are no times.
     """
     if spec.icount:
         scale = TimeScale(scale.factor * ICOUNT_SLOWNESS)
-    with Machine(spec, scale=scale) as machine:
-        machine.run()
-        outcome = machine.finish(Timeout.BOOT).check()
+    slots = Slots()
+    slots.acquire()
     try:
-        return measure(Witness.parse(next(frame for frame in outcome.frames if frame["kind"] == "witness")))
-    except (StopIteration, WitnessError) as error:
-        raise BenchError(f"no witness's report in what the guest sent: {error}") from error
+        with Machine(spec, scale=scale) as machine:
+            machine.run()
+            if until is None:
+                outcome = machine.finish(Timeout.BOOT).check()
+            else:
+                machine.expect(f"(?:{until}).*\n", Timeout.BOOT)
+                outcome = machine.stop(until).check()
+    finally:
+        slots.release()
+    report = next((frame for frame in outcome.frames if frame["kind"] == "witness"), None)
+    return measure(moments(outcome.console, report, None if until is None else re.compile(until)))
+
+
+def steady(spec: VmSpec) -> VmSpec:
+    """Return the machine with the word ``idle=poll`` if its disks are real ones and its clock counts
+    instructions: a guest that polls is never idle, and its clock has no timer to jump to.
+
+    Sleeping then takes it wall time, ten times as long as it sleeps.
+    """
+    if spec.icount and instant_disks():
+        return spec.replace(append=f"idle=poll {spec.append}")
+    return spec
 
 
 def repeat(once: Callable[[], Boot], least: int, progress: Callable[[str], None]) -> tuple[Boot, ...]:
@@ -136,8 +204,9 @@ def settled(boots: Sequence[Boot]) -> bool:
     """Whether the two shortest boots agree; a single one has nothing to disagree with."""
     if len(boots) < 2:
         return True
-    first, second = sorted(boot.initramfs for boot in boots)[:2]
-    return second - first <= max(CLOCK, first * TOLERANCE)
+    first, second = sorted(boots, key=lambda boot: boot.initramfs)[:2]
+    tick = CLOCK if UPTIME in first.sources.values() else 0
+    return second.initramfs - first.initramfs <= max(tick, first.initramfs * TOLERANCE)
 
 
 def smallest_memory(boots: Callable[[int], bool], enough: int) -> int:
@@ -152,12 +221,17 @@ def smallest_memory(boots: Callable[[int], bool], enough: int) -> int:
     return high * MEMORY_STEP
 
 
-def boots_with(spec: VmSpec, memory: int, scale: TimeScale) -> bool:
-    """Whether the machine boots with so many MiB. Raises :class:`MachineError` when QEMU itself fails."""
+def boots_with(spec: VmSpec, memory: int, scale: TimeScale, until: str | None = None) -> bool:
+    """Whether the machine boots with so many MiB. Raises :class:`MachineError` when QEMU itself fails.
+
+    A guest that runs out of memory panics instead of living on with a process less, so that this is soon
+    told.
+    """
     # How much memory is needed does not depend on the clock, and this one is faster.
-    spec = spec.replace(memory=memory * MIB, icount=False)
+    append = f"sysctl.vm.panic_on_oom=1 {spec.append}"
+    spec = spec.replace(memory=memory * MIB, icount=False, append=append)
     try:
-        boot_once(spec, scale)
+        boot_once(spec, scale, until)
     except BootFailed as error:
         if error.verdict is Verdict.QEMU_CRASH:
             raise
@@ -184,6 +258,7 @@ def bench(
     boots: int,
     scale: TimeScale,
     memory: bool = False,
+    until: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Measure one image; what fails in the guest is part of the result.
@@ -192,8 +267,11 @@ def bench(
     """
     assert spec.initrd is not None
     packed, unpacked = sizes(Path(spec.initrd))
+    timed = steady(spec)
     try:
-        times = repeat(lambda: boot_once(spec, scale), boots, lambda text: progress(f"{name}: {text}"))
+        times = repeat(
+            lambda: boot_once(timed, scale, until), boots, lambda text: progress(f"{name}: {text}")
+        )
     except (MachineError, BenchError) as error:
         if isinstance(error, BootFailed) and error.verdict is Verdict.QEMU_CRASH:
             raise
@@ -203,7 +281,7 @@ def bench(
 
         def enough(mib: int) -> bool:
             progress(f"{name}: with {mib} MiB")
-            return boots_with(spec, mib, scale)
+            return boots_with(spec, mib, scale, until)
 
         least = smallest_memory(enough, spec.memory // MIB)
     return Result(name, packed, unpacked, times, least)
@@ -224,17 +302,35 @@ def wall_times(
 def boot_table(results: Sequence[Result]) -> tuple[Headers, Rows]:
     """Columns and cells, for people."""
     memory = any(result.memory is not None for result in results)
-    headers = ["image", "/init → real init, s", "kernel → real init, s", "MB", "unpacked, MB"]
+    headers = ["image", "kernel → /init, s", "/init → root, s", "/init → real init, s"]
+    headers += ["kernel → real init, s", "spread, %", "boots", "MB", "unpacked, MB"]
     headers += ["least RAM, MiB"] if memory else []
     rows = []
     for result in results:
-        times = (
-            [f"{result.initramfs / 1e6:.2f}", f"{result.kernel / 1e6:.2f}"] if result.boots else ["—", "—"]
-        )
-        row = [result.name, *times, f"{result.packed / 1e6:.1f}", f"{result.unpacked / 1e6:.1f}"]
+        times = ["—"] * 5
+        if result.boots:
+            start = result.best.kernel - result.best.initramfs
+            values = (start, result.best.mounted, result.initramfs, result.kernel)
+            times = ["—" if value is None else f"{value / 1e6:.2f}" for value in values]
+            times.append("—" if result.spread is None else f"{100 * result.spread:.1f}")
+        row = [printable(result.name), *times, str(len(result.boots))]
+        row += [f"{result.packed / 1e6:.1f}", f"{result.unpacked / 1e6:.1f}"]
         row += [str(result.memory or "—")] if memory else []
         rows.append(row)
     return headers, rows
+
+
+def sources(results: Sequence[Result]) -> list[str]:
+    """Where the times come from, a sentence for each moment and source."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        for moment, source in (result.best.sources if result.boots else {}).items():
+            names.setdefault((moment, source), []).append(result.name)
+    everywhere = sum(1 for result in results if result.boots)
+    return [
+        f"{moment}: {source}" + ("" if len(found) == everywhere else f" ({printable(', '.join(found))})")
+        for (moment, source), found in names.items()
+    ]
 
 
 def build_table(times: Mapping[str, Sequence[float]]) -> tuple[Headers, Rows]:
@@ -280,7 +376,9 @@ def as_json(results: Sequence[Result]) -> list[dict[str, object]]:
             "name": result.name,
             "packed": result.packed,
             "unpacked": result.unpacked,
-            "boots": [{"initramfs": boot.initramfs, "kernel": boot.kernel} for boot in result.boots],
+            "boots": [asdict(boot) for boot in result.boots],
+            "spread": result.spread,
+            "doubts": result.doubts,
             "memory": result.memory,
             "failure": result.failure,
         }

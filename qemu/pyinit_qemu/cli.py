@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pyinit_qemu import guest_command, image_command, kernel_command
+from pyinit_qemu import bench_command, guest_command, image_command, kernel_command
 from pyinit_qemu.accel import POLICIES, decide, policy_from_environment
 from pyinit_qemu.console import Cleaner
 from pyinit_qemu.kernel import unpacked
@@ -227,6 +227,7 @@ def parser() -> argparse.ArgumentParser:
         help="without a terminal: pass when the console shows this regular expression; "
         "default: when the result channel ends with `done`",
     )
+    bench_command.add(commands, _file, _disk, _pattern)
     kernel_command.add(commands)
     image_command.add(commands)
     guest_command.add(commands)

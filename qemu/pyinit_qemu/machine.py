@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
+from pyinit_qemu import icount
 from pyinit_qemu import spec as specs
 from pyinit_qemu.channel import Frame, Frames
 from pyinit_qemu.console import FAILURES, Console, Failure
@@ -160,6 +161,7 @@ class Machine:
         """Start QEMU with the CPUs stopped, so that the machine can be prepared; :meth:`run` lets them go."""
         if self._thread is not None:
             raise MachineError("this machine was started before: make a new one")
+        self.spec = icount.steadied(self.spec, self.program)
         self._scratch, self._scratch_lock = _scratch_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, path in specs.overlays(self.spec).items():

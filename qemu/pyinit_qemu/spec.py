@@ -107,6 +107,9 @@ class VmSpec:
     """QEMU's CPU model; None: ``host`` with KVM, else ``max`` (has RDRAND: no waiting for entropy)."""
     icount: bool = False
     """The guest's clock counts instructions (TCG, one CPU): durations repeat, idle time is skipped."""
+    instant_disks: bool = False
+    """Reading a disk takes the guest no time: with ``icount``, a machine has this wherever the host can do it
+    (:mod:`pyinit_qemu.icount`)."""
     machine: MachineType = "q35"
     vga: bool = False
     watchdog: bool = False
@@ -210,14 +213,21 @@ def block_nodes(spec: VmSpec, index: int, folder: Path) -> list[dict[str, Any]]:
     name = node_name(index)
     layered = disk.snapshot and not disk.readonly
     path = os.path.abspath(disk.path)
-    protocol = "host_device" if path.startswith("/dev/") else "file"
+    # /dev/shm is a file system in memory.
+    device = path.startswith("/dev/") and not path.startswith("/dev/shm/")
+    method = {"aio": "io_uring"} if spec.instant_disks else {}
     data = f"{name}-data"
     nodes: list[dict[str, Any]] = [
         {
             "driver": "raw",
             "node-name": f"{name}-image" if layered else data,
             "read-only": disk.readonly or layered,
-            "file": {"driver": protocol, "filename": path, "read-only": disk.readonly or layered},
+            "file": {
+                "driver": "host_device" if device else "file",
+                "filename": path,
+                "read-only": disk.readonly or layered,
+                **method,
+            },
         }
     ]
     if layered:
@@ -225,7 +235,7 @@ def block_nodes(spec: VmSpec, index: int, folder: Path) -> list[dict[str, Any]]:
             {
                 "driver": "qcow2",
                 "node-name": data,
-                "file": {"driver": "file", "filename": str(folder / overlay_name(index))},
+                "file": {"driver": "file", "filename": str(folder / overlay_name(index)), **method},
                 "backing": f"{name}-image",
                 # What is thrown away need not reach the medium.
                 "cache": {"no-flush": True},
@@ -291,6 +301,8 @@ def disk_device(spec: VmSpec, index: int) -> dict[str, Any]:
             device |= {"driver": "ide-hd", "bus": bus, "serial": serial}
         case "usb":
             device |= {"driver": "usb-storage", "bus": "usb.0", "serial": serial}
+    if spec.instant_disks and disk.interface == "virtio":
+        device["ioeventfd"] = False
     return device
 
 
@@ -307,7 +319,8 @@ def controllers(spec: VmSpec) -> list[dict[str, Any]]:
     devices: list[dict[str, Any]] = [{"driver": "virtio-rng-pci", "addr": "0x2"}]
     used = {disk.interface for disk in spec.disks}
     if "scsi" in used:
-        devices.append({"driver": "virtio-scsi-pci", "id": "scsi", "addr": "0x3"})
+        method = {"ioeventfd": False} if spec.instant_disks else {}
+        devices.append({"driver": "virtio-scsi-pci", "id": "scsi", "addr": "0x3", **method})
     if "usb" in used:
         devices.append({"driver": "qemu-xhci", "id": "usb", "addr": "0x4", "p2": 15, "p3": 15})
     if "ahci" in used and spec.machine != "q35":

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pyinit_qemu.moments import moments
+
 
 class WitnessError(Exception):
     """A frame that is not a witness's, or in which the witness says that it could not read something."""
@@ -105,7 +107,7 @@ class Witness:
     started: int
     """When the witness's interpreter ran, in microseconds since the kernel started."""
     executed: int
-    """When the real init was executed, likewise, but read from a clock of 10 ms."""
+    """When the real init was executed, likewise; from a clock of 10 ms when the kernel's log lacks it."""
     run_init: int | None
     """When the kernel executed /init, likewise; None when its log no longer holds the line."""
 
@@ -149,6 +151,9 @@ def _parse(frame: Mapping[str, Any]) -> Witness:
     if boot is not None and not isinstance(boot, dict):
         raise TypeError("the boot record is no table")
     run_init = frame["kmsg"]["run_init"]
+    executed = moments("", frame).executed
+    if executed is None:
+        raise ValueError("no time of execution")
     return Witness(
         argv=_texts(frame["arguments"]["argv"]),
         environ=_texts(frame["arguments"]["environ"]),
@@ -186,7 +191,7 @@ def _parse(frame: Mapping[str, Any]) -> Witness:
         boot=boot,
         kernel_log=_texts(frame["kmsg"]["tail"]),
         started=int(frame["started"]),
-        executed=round(float(frame["uptime"]) * 1_000_000),
+        executed=executed.time,
         run_init=None if run_init is None else int(run_init),
     )
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHANNEL = "/dev/ttyS1"
+MOMENTS = ("Run /", "witness: executed;", "ounted", "Ending", "free space tree", "disk space caching")
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
 
 
@@ -143,7 +144,8 @@ def dev() -> list[str]:
 
 
 def kernel_log() -> dict[str, object]:
-    """The last lines, each ``priority,sequence,microseconds,flags;text``, and when /init was executed."""
+    """The last lines, each ``priority,sequence,microseconds,flags;text``, when /init was executed, and the
+    lines that say when what was reached (``pyinit_qemu.moments``)."""
     lines: list[str] = []
     fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -157,7 +159,12 @@ def kernel_log() -> dict[str, object]:
     finally:
         os.close(fd)
     executed = [line for line in lines if line.partition(";")[2].startswith("Run /init as init")]
-    return {"run_init": int(executed[0].split(",")[2]) if executed else None, "tail": lines[-80:]}
+    told = [line for line in lines if any(word in line for word in MOMENTS)]
+    return {
+        "run_init": int(executed[0].split(",")[2]) if executed else None,
+        "tail": lines[-80:],
+        "moments": told[:80],
+    }
 
 
 def boot_record() -> object:
