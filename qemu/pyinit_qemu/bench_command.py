@@ -66,7 +66,7 @@ KNOWN = {slug(name): name for name in (*OURS, *_PEERS)}
 
 
 def known(word: str) -> str:
-    """The image that a word means, by its name or the beginning of just one; ``ValueError`` names the choices."""
+    """The image that a word means: its name, or the beginning of just one. ``ValueError`` names choices."""
     found = [word] if word in KNOWN else [name for name in KNOWN if name.startswith(word) and word]
     if len(found) != 1:
         choices = ", ".join(found or KNOWN)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -31,15 +33,10 @@ from pyinit_qemu.bench import (
     smallest_memory,
     wall_times,
 )
-from pyinit_qemu.witness import Root, Witness
+from pyinit_qemu.chart import svg
+from pyinit_qemu.moments import moments
 
 TIMES = st.integers(1, 10**8)
-
-
-def witness(run_init: int | None, executed: int) -> Witness:
-    facts = {field: None for field in Witness.__dataclass_fields__}
-    root = Root("254:1", "ext4", True, frozenset(), "vda1", (), {})
-    return Witness(**{**facts, "root": root, "run_init": run_init, "executed": executed})  # type: ignore[arg-type]
 
 
 def result(name: str, *times: int, packed: int = 10_000_000, memory: int | None = None) -> Result:
@@ -47,13 +44,39 @@ def result(name: str, *times: int, packed: int = 10_000_000, memory: int | None 
     return Result(name, packed, 28_000_000, boots, memory)
 
 
+LOG = """[    0.000000] Linux version 6.1
+[    2.347000] Run /init as init process
+[    2.900000] EXT4-fs (vda1): mounted filesystem with ordered data mode.
+[    3.120000] witness: executed;cpu  10 0 20 3 4 0 0 0 0 0
+"""
+
+
 def test_times_are_those_of_the_two_executions() -> None:
-    assert measure(witness(2_347_000, 3_120_000)) == Boot(initramfs=773_000, kernel=3_120_000)
+    boot = measure(moments(LOG))
+    assert (boot.initramfs, boot.kernel, boot.mounted) == (773_000, 3_120_000, 553_000)
+    assert boot.idle == 0.04
+    assert set(boot.sources.values()) == {"the kernel's log on the console"}
 
 
-def test_a_log_without_the_line_of_init_is_an_error_and_not_a_time() -> None:
-    with pytest.raises(BenchError, match="/init"):
-        measure(witness(None, 3_120_000))
+@pytest.mark.parametrize(("line", "message"), [(1, "when /init was executed"), (3, "when the real init was")])
+def test_a_log_without_a_line_is_an_error_and_not_a_time(line: int, message: str) -> None:
+    lines = LOG.splitlines()
+    del lines[line]
+    with pytest.raises(BenchError, match=message):
+        measure(moments("\n".join(lines)))
+
+
+def test_the_real_init_of_others_is_a_line_of_theirs() -> None:
+    log = LOG.replace("witness: executed;cpu  10 0 20 3 4 0 0 0 0 0", "systemd[1]: systemd 252 running")
+    seen = moments(log, until=re.compile("systemd .* running"))
+    assert seen.executed is not None and seen.executed.time == 3_120_000
+
+
+@given(st.text(), st.dictionaries(st.text(), st.text() | st.lists(st.text())))
+def test_any_console_and_any_report_are_read(text: str, frame: dict[str, object]) -> None:
+    for log in (text, f"[    1.000000] {text}"):
+        seen = moments(log, {"kmsg": {"moments": [text]}, **frame})
+        assert seen.init is None or seen.init.time >= 0
 
 
 @given(st.lists(TIMES, min_size=12, max_size=12), st.integers(1, 6))
@@ -139,15 +162,38 @@ def test_a_limit_itself_is_good_enough_only_if_it_is_said_so() -> None:
 
 
 def test_table_of_boots() -> None:
-    rows = [result("pyinit list", 776_418), Result("other", 31_512_000, 85_000_000, failure="panic")]
+    rows = [
+        result("pyinit list", 776_418, 780_000),
+        Result("\x1b", 31_512_000, 85_000_000, failure="panic"),
+    ]
     assert markdown(*boot_table(rows)) == (
-        "| image       | /init → real init, s | kernel → real init, s |   MB | unpacked, MB |\n"
-        "| ----------- | -------------------: | --------------------: | ---: | -----------: |\n"
-        "| pyinit list |                 0.78 |                  2.78 | 10.0 |         28.0 |\n"
-        "| other       |                    — |                     — | 31.5 |         85.0 |"
+        "| image       | kernel → /init, s | /init → root, s | /init → real init, s | kernel → real init, s |"
+        " spread, % | boots |   MB | unpacked, MB |\n"
+        "| ----------- | ----------------: | --------------: | -------------------: | --------------------: |"
+        " --------: | ----: | ---: | -----------: |\n"
+        "| pyinit list |              2.00 |               — |                 0.78 |                  2.78 |"
+        "       0.5 |     2 | 10.0 |         28.0 |\n"
+        "| \\x1b        |                 — |               — |                    — |"
+        "                     — |         — |     0 | 31.5 |         85.0 |"
     )
     headers, cells = boot_table([replace(rows[0], memory=144), rows[1]])
     assert headers[-1] == "least RAM, MiB" and [row[-1] for row in cells] == ["144", "—"]
+
+
+def test_boots_that_disagree_are_told() -> None:
+    assert result("x", 700_000, 705_000).doubts == []
+    (doubt,) = result("x", 700_000, 735_000).doubts
+    assert "the two shortest of 2 boots differ by 5.0%: measure again" in doubt
+    waited = Result("x", 1, 1, (Boot(700_000, 2_000_000, idle=0.2),))
+    assert waited.doubts == ["up to 0.20 s of it may not be the guest's, which waited for a real disk"]
+
+
+def test_the_chart_is_xml_whatever_a_name_is() -> None:
+    rows = [replace(result("a <b> & \x1b", 500_000), memory=96), Result("other", 1, 1, failure="panic")]
+    tree = ElementTree.fromstring(svg(rows, "Boots & <so on>", "today"))
+    assert tree.tag == "{http://www.w3.org/2000/svg}svg"
+    text = "".join(tree.itertext())
+    assert "a <b> & " in text and "Boots & <so on>" in text and "\x1b" not in text
 
 
 def test_table_of_builds() -> None:
@@ -163,5 +209,6 @@ def test_wall_times_are_of_each_call() -> None:
 
 def test_json_has_every_boot() -> None:
     (entry,) = json.loads(json.dumps(as_json([result("x", 5, 6, memory=128)])))
-    assert entry["boots"] == [{"initramfs": 5, "kernel": 2_000_005}, {"initramfs": 6, "kernel": 2_000_006}]
+    assert [boot["initramfs"] for boot in entry["boots"]] == [5, 6]
+    assert [boot["kernel"] for boot in entry["boots"]] == [2_000_005, 2_000_006]
     assert (entry["name"], entry["packed"], entry["memory"], entry["failure"]) == ("x", 10_000_000, 128, "")
