@@ -384,7 +384,11 @@ def argv(spec: VmSpec, endpoints: Endpoints, program: Program = PROGRAM) -> list
 
 
 def boot_command(spec: VmSpec) -> str:
-    """Return the ``pyinit-qemu boot`` command for this machine, without screen, watchdog and ``extra``."""
+    """Return the ``pyinit-qemu boot`` command for this machine.
+
+    Screen, network, watchdog, faults and ``extra`` cannot be said there; ``cmdline.sh`` among a test's
+    artifacts has them.
+    """
     words = ["pyinit-qemu", "boot", "--kernel", str(spec.kernel), "--accel", spec.accel]
     if spec.initrd is not None:
         words += ["--initrd", str(spec.initrd)]

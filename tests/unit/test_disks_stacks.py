@@ -106,6 +106,10 @@ def test_members_of_an_array_have_room_for_its_content(level: Any, count: int, s
             "'s' is of 'root', which is no volume of 'vg'",
         ),
         (lambda: md(3), "0, 1, 4, 5, 6 and 10, not 3"),  # type: ignore[arg-type]
+        (lambda: lvm(vg="-v", root=Volume()), "'-v' is no name of a volume or a group"),
+        (lambda: lvm(vg="v", **{"a/b": Volume()}), "'a/b' is no name"),
+        (lambda: md(1, name="a b"), "'a b' is no name of an array"),
+        (lambda: btrfs_pool(subvolumes={"a/../b": None}), "no path of a subvolume"),
         (lambda: btrfs_pool(default="@"), "'@' is not one of the subvolumes"),
         (
             lambda: luks(md(1)).sizes(Work(Cache(Path("/nonexistent")), silent)),

@@ -47,6 +47,7 @@ PROGRAMS = (
 _MODULES = ("arch", "crypto", "drivers/md", "fs/btrfs", "fs/ext4", "fs/jbd2", "fs/mbcache.ko", "lib")
 _DRIVERS = ("virtio_pci", "virtio_blk", "squashfs")
 _MEMORY = 768 * MIB
+# A large content is copied in silence.
 _TIMEOUT = 900.0
 # The root is read-only: no copies of metadata are kept there. Nobody monitors, nobody lists devices.
 _LVM_CONF = """backup { backup = 0 archive = 0 }
@@ -127,7 +128,7 @@ def make(plan: Plan, folder: Path, *, cache: Cache, progress: Progress = silent)
         memory=_MEMORY,
         accel=accelerator.name,
     )
-    with Machine(spec, scale=accelerator.scale) as machine:
+    with Machine(spec, scale=accelerator.scale, stall=_TIMEOUT) as machine:
         machine.run()
         outcome = machine.finish(_TIMEOUT).check()
     made = next((frame for frame in outcome.frames if frame["kind"] == "made"), None)

@@ -12,6 +12,7 @@ members are put where they belong:
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -304,6 +305,9 @@ class Lvm(_Declared):
     def __post_init__(self) -> None:
         if not self.volumes:
             raise ValueError(f"volume group {self.vg!r} has no volumes")
+        for name in (self.vg, *self.volumes):
+            if not re.fullmatch(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}", name) or name in (".", ".."):
+                raise ValueError(f"{name!r} is no name of a volume or a group: letters, digits and _ + . -")
         for name, volume in self.volumes.items():
             if volume.kind in ("striped", "raid1", "mirror") and self.pvs < 2:
                 raise ValueError(f"{volume.kind} volume {name!r} needs pvs=2 or more")
@@ -397,6 +401,8 @@ class Md(_Declared):
     """``any``: every host takes the array for its own."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,31}", self.name):
+            raise ValueError(f"{self.name!r} is no name of an array: at most 32 letters, digits and _ . -")
         least = {0: 2, 1: 2, 4: 3, 5: 3, 6: 4, 10: 2}.get(self.level)
         if least is None:
             raise ValueError(f"md has levels 0, 1, 4, 5, 6 and 10, not {self.level}")
@@ -460,6 +466,9 @@ class BtrfsPool(_Declared):
     uuid: str = ""
 
     def __post_init__(self) -> None:
+        for path in self.subvolumes:
+            if not path or any(part in ("", ".", "..") for part in path.split("/")):
+                raise ValueError(f"{path!r} is no path of a subvolume: names with / between them")
         if self.default and self.default not in self.subvolumes:
             raise ValueError(f"{self.default!r} is not one of the subvolumes")
 
