@@ -109,7 +109,7 @@ def test_the_root_is_found_among_two_hundred_disks(
     crowd = many(Disk(tmp_path / "blank"), 200)
     vm = start(*crowd, disk, initrd=generic)
     outcome = vm.finish(Timeout.LOGIN).check()
-    (report,) = [frame for frame in outcome.frames if frame["kind"] == "witness"]
+    (report,) = (frame for frame in outcome.frames if frame["kind"] == "witness")
     assert Witness.parse(report).root.device == "vda1"
 
 

@@ -166,3 +166,13 @@ def test_artifacts(fake: Fake, tmp_path: Path) -> None:
         "spec.json",
         "verdict.txt",
     }
+
+
+def test_faults_of_what_a_machine_does_not_have(fake: Fake, tmp_path: Path) -> None:
+    machine = fake("hang")
+    with pytest.raises(MachineError, match="not a disk of this machine: declare it there"):
+        machine.faults.hang(Disk(tmp_path / "other"))
+    with pytest.raises(MachineError, match="no network: give it network=True"):
+        machine.faults.cut_network()
+    with pytest.raises(MachineError, match="has not ended: only then"):
+        machine.again()

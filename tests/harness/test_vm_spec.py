@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pyinit_qemu import MIB, Disk, IoError, VmSpec
+from pyinit_qemu import MIB, Disk, IoError, VmSpec, many
 from pyinit_qemu.cli import parse_disk, parser
 from pyinit_qemu.machine import replay_script
 from pyinit_qemu.overlay import MAX_SIZE, empty_overlay
@@ -233,3 +234,25 @@ def test_qemu_takes_an_overlay(tmp_path: Path, size: int) -> None:
         for item in answers["query-named-block-nodes"]["return"]
     }
     assert sizes["x"] == size, qemu.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: IoError(on="seek"), "'seek' is not one of read, write, flush"),  # type: ignore[arg-type]
+        (lambda: IoError(error="EBROKEN"), "'EBROKEN' is no error of errno"),
+        (lambda: IoError(-1), "no sector -1"),
+        (lambda: many(Disk("/a"), 0), "0 disks: a SCSI controller has room for 255"),
+        (lambda: many(Disk("/a"), 256), "256 disks"),
+    ],
+)
+def test_faults_that_cannot_be_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_clone_differs_in_its_serial_only() -> None:
+    disk = Disk("/a", "scsi", errors=(IoError(),))
+    assert disk.clone("other") == Disk("/a", "scsi", "other", errors=(IoError(),))
+    # Two disks without a serial get one each.
+    VmSpec("/k", None, disks=(disk, disk.clone("other"), *many(Disk("/b"), 200)))
