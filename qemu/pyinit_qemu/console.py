@@ -196,6 +196,15 @@ class Console:
                 return None
         return match
 
+    def fail(self, name: str, match: re.Match[str]) -> None:
+        """Take what matched for a failure, in its place among the others."""
+        start, end = self.text.rfind("\n", 0, match.start()) + 1, self.text.find("\n", match.end())
+        line = self.text[start : end if end >= 0 else len(self.text)]
+        found = Failure(name, line, match.start())
+        if found not in self.failures:
+            self.failures.append(found)
+            self.failures.sort(key=lambda failure: failure.start)
+
     def failure(self, allow: Collection[str] = (), before: int | None = None) -> Failure | None:
         """Return the first failure from the cursor on (and before an offset), names in ``allow`` aside."""
         for failure in self.failures:

@@ -72,6 +72,10 @@ def replay_script(spec: VmSpec, program: Program = PROGRAM) -> str:
     return "\n".join([*lines, f"exec {shlex.join(arguments)}"]) + "\n"
 
 
+def _compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
+    return re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
+
+
 def disk_size(path: Path) -> int:
     """Return the size in bytes of an image file or a block device."""
     with open(path, "rb") as image:
@@ -341,6 +345,7 @@ class Machine:
         timeout: float | Timeout = Timeout.BOOT,
         *,
         allow: Collection[str] = (),
+        fail: str | re.Pattern[str] | None = None,
     ) -> re.Match[str]:
         """Wait until the console shows ``pattern`` after the last match; return the match.
 
@@ -348,12 +353,17 @@ class Machine:
         ``str`` is compiled with re.MULTILINE. A match that further output could change (``\\S+`` in the
         middle of a word, ``$`` before the line has ended) counts when the console has been quiet for half a
         second. A failure pattern that shows first ends the wait, unless its name is in ``allow`` or in the
-        machine's own.
+        machine's own; so does ``fail``, which is for this wait only.
         """
-        regex = re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
+        regex, refused = _compiled(pattern), None if fail is None else _compiled(fail)
 
         def probe() -> re.Match[str] | None:
-            match = self._console.search(regex, growing=self._quiet_left() > 0)
+            growing = self._quiet_left() > 0
+            match = self._console.search(regex, growing=growing)
+            wrong = None if refused is None else self._console.search(refused, growing=growing)
+            if wrong is not None and (match is None or wrong.start() < match.start()):
+                self._console.fail("asked", wrong)
+                return None
             if match is None or self._failure(allow, before=match.start()):
                 return None
             self._console.cursor = match.end()

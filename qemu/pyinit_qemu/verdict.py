@@ -97,6 +97,7 @@ _NAMES = {
     "oops": "the kernel reported a fault of its own",
     "traceback": "a Python program failed",
     "banner": "the guest gave up",
+    "asked": "the console shows what it was not to show",
 }
 
 _SHUTDOWN = {

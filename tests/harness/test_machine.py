@@ -41,6 +41,18 @@ def test_a_word_that_comes_in_pieces_is_matched_whole(fake: Fake) -> None:
     assert machine.expect(r"^login: $", LONG)[0] == "login: "
 
 
+def test_a_wait_can_say_what_must_not_come_first(fake: Fake) -> None:
+    machine = fake("echo")
+    machine.expect("ready", LONG)
+    machine.send_line("first and second")
+    assert machine.expect("first", LONG, fail="second")[0] == "first"
+    with pytest.raises(BootFailed) as failed:
+        machine.expect("third", LONG, fail="and sec.nd$")
+    assert failed.value.verdict is Verdict.GUEST_FAIL
+    assert failed.value.reason == "the console shows what it was not to show: first and second"
+    assert "waited for: /third/ on the console" in failed.value.report
+
+
 def test_typing(fake: Fake) -> None:
     machine = fake("echo")
     machine.expect("ready", LONG)
