@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+# What `pyinit set` writes in the rescue shell; read after the kernel's own line, so its words win.
+OVERRIDES = "/run/initramfs/cmdline.d/90-pyinit.conf"
+
 # The kernel's isspace() (lib/ctype.c), which counts byte 0xa0 in. Decoded with surrogateescape that byte is
 # U+DCA0 when it stands alone; as the second half of a letter ("à" is c3 a0) it does not split a word here.
 _BLANK = " \t\n\v\f\r\udca0"

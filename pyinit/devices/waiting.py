@@ -7,15 +7,16 @@ moment at which there is something to say or to do.
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from math import inf
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pyinit.devices.udev import Devices, UdevDaemon, trigger_devices
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
+from pyinit.kernel.keyboard import Keyboard
 from pyinit.kernel.process import Children
 from pyinit.record import now
 from pyinit.text import printable
@@ -41,14 +42,53 @@ class Want(NamedTuple):
     """Seconds until it expires; None: never."""
 
 
-class Waiter:
-    """Keeps what is known of the devices and waits for wants."""
+class Assembler(Protocol):
+    """A storage stack, which makes new devices out of those that appear: LUKS, LVM, MD and the like.
 
-    def __init__(self, devices: Devices, daemon: UdevDaemon, children: Children, console: Console) -> None:
+    It never blocks: programs are children that are started, and looked at again when one of them has ended.
+    """
+
+    name: str
+    """What it is called on the command line: ``luks``."""
+
+    def react(self, known: Collection[DeviceView]) -> None:
+        """Start what can be started with the devices that udevd has processed.
+
+        Called when waiting begins, after every change of the devices, when a child has ended, and at the
+        moment that :meth:`wake` named. :class:`BootError` ends the waiting.
+        """
+
+    def wake(self) -> float:
+        """The moment (``time.monotonic``) at which to be called even if nothing happens; ``inf`` for none."""
+
+    def waits_for(self) -> tuple[str, ...]:
+        """What it lacks or is doing, a printable line each: for progress lines and explanations."""
+
+    def close(self) -> None:
+        """Undo what was opened with a secret and forget the secret, for a person is about to get a shell.
+
+        Nothing that it made is mounted any more. What was closed is opened again when waiting goes on.
+        """
+
+
+class Waiter:
+    """Keeps what is known of the devices, lets the assemblers work, and waits for wants."""
+
+    def __init__(
+        self,
+        devices: Devices,
+        daemon: UdevDaemon,
+        children: Children,
+        console: Console,
+        assemblers: Sequence[Assembler] = (),
+        keyboard: Keyboard | None = None,
+    ) -> None:
         self._devices = devices
         self._daemon = daemon
         self._children = children
         self._console = console
+        self._assemblers = assemblers
+        self._keyboard = keyboard or Keyboard()
         self.known: dict[str, DeviceView] = {}
         self._coldplugged = False
 
@@ -77,7 +117,11 @@ class Waiter:
             trigger_devices(everything=self._coldplugged)
         self._enumerate()
         event = "enumerated"
+        changed = True
         while True:
+            if changed or monotonic() >= min((stack.wake() for stack in self._assemblers), default=inf):
+                for stack in self._assemblers:
+                    stack.react(self._initialized())
             moment = monotonic()
             found = want.resolve(self._initialized())
             grace = min(grace, moment + OTHERS_GRACE) if found else inf
@@ -97,13 +141,21 @@ class Waiter:
             if moment >= notice:
                 self._tell(want, moment - asked, deadline and deadline - moment)
                 notice = moment + NEXT_NOTICE
-            times = [notice, grace]
+            times = [notice, grace, *(stack.wake() for stack in self._assemblers)]
             if deadline is not None and not found:
                 times.append(deadline)
             if not self._coldplugged:
                 times.append(coldplug)
-            ready = poll.poll(max(0.0, min(times) - moment) * 1000)
-            event = self._collect({fd for fd, _ in ready}, poll) or event
+            typing = self._keyboard.descriptors()
+            for descriptor in typing:
+                poll.register(descriptor, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(max(0.0, min(times) - moment) * 1000)}
+            for descriptor in typing:
+                poll.unregister(descriptor)
+                if descriptor in ready:
+                    self._keyboard.read(descriptor)
+            changed = bool(ready)
+            event = self._collect(ready, poll) or event
 
     def _collect(self, ready: set[int], poll: select.poll) -> str:
         """Take in what happened; returns the action of the last event."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pyinit.config import devspec
+from pyinit.config.cmdline import OVERRIDES
 from pyinit.config.cmdline import parse as parse_command_line
 from pyinit.config.distance import closest
 from pyinit.config.options import OPTIONS, boot_config, help_text
@@ -19,7 +20,7 @@ from pyinit.errors import BootError
 from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import timeline
 from pyinit.rescue.explain import FAILURE_PATH, render
-from pyinit.rescue.shell import ACTIONS, OVERRIDES, STAGE_VARIABLE, end_machine
+from pyinit.rescue.shell import ACTIONS, STAGE_VARIABLE, end_machine
 from pyinit.text import printable
 
 

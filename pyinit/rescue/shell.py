@@ -14,9 +14,6 @@ from pyinit.text import printable
 # Tells the commands of the shell which stage it was opened for.
 STAGE_VARIABLE = "PYINIT_STAGE"
 
-# What `pyinit set` writes; read after the kernel's own command line, so its words win.
-OVERRIDES = "/run/initramfs/cmdline.d/90-pyinit.conf"
-
 ACTIONS = {"reboot": REBOOT_AUTOBOOT, "halt": REBOOT_HALT, "poweroff": REBOOT_POWER_OFF}
 
 # Without a shell the explanation must stay readable for a moment before the screen is gone.

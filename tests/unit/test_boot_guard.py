@@ -7,8 +7,9 @@ from typing import cast
 
 import pytest
 
-from pyinit.boot import MAX_IDLE_SHELLS, Boot
+from pyinit.boot import Boot
 from pyinit.errors import BootError
+from pyinit.rescue.guard import MAX_IDLE_SHELLS
 from pyinit.rescue.shell import Policy
 from pyinit.switch_root import Stranded
 
@@ -44,7 +45,7 @@ def boot(monkeypatch: pytest.MonkeyPatch) -> Boot:
 
 
 def with_policy(boot: Boot, policy: FakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot, "_policy", lambda: cast(Policy, policy))
+    monkeypatch.setattr(boot.guard, "policy", lambda: cast(Policy, policy))
 
 
 def failing(*exceptions: BaseException) -> Callable[[], None]:
@@ -93,7 +94,7 @@ def test_an_explanation_that_fails_itself_does_not_stop_it(
     def broken(lines: list[str]) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(boot, "_write_report", broken)
+    monkeypatch.setattr(boot.guard, "write_report", broken)
     boot._go_through("mount", failing(ValueError("x")))
     assert policy.shells == 1
 
@@ -122,7 +123,7 @@ def test_a_console_that_nobody_reads_does_not_keep_it_in_a_circle(
 
 def test_a_person_may_try_as_often_as_they_like(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
     time = [0]
-    monkeypatch.setattr("pyinit.boot.now", lambda: time[0])
+    monkeypatch.setattr("pyinit.rescue.guard.now", lambda: time[0])
 
     def work() -> None:
         time[0] += 60_000_000

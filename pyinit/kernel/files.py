@@ -1,0 +1,49 @@
+"""Small files of /proc, /sys and /run, read and written by code that must go on whatever comes of it."""
+
+from __future__ import annotations
+
+import os
+
+
+def read_if_there(path: str) -> bytes:
+    """The content of a file; empty when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def write_if_possible(path: str, data: bytes) -> bool:
+    """Write a file for root's eyes only; False when that failed: a full /run does not stop a boot."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(data)
+    except OSError:
+        return False
+    return True
+
+
+def remove_if_there(path: str) -> None:
+    """Remove a file, if that can be done."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def names(path: str) -> list[str]:
+    """The names in a directory, sorted; none when it cannot be read."""
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def is_mounted(path: str) -> bool:
+    """Whether a file system other than that of / is mounted on a directory of /."""
+    try:
+        return os.stat(path).st_dev != os.stat("/").st_dev
+    except OSError:
+        return False

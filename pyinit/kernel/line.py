@@ -1,0 +1,84 @@
+"""A line as a person types it: the editing that a terminal driver does, for terminals that do none."""
+
+from __future__ import annotations
+
+MAX_LINE = 4096
+_ENTER, _END = b"\r\n", 0x04
+_ERASE, _KILL, _CANCEL = b"\x08\x7f", 0x15, 0x03
+_ESCAPE = 0x1B
+
+
+class Line:
+    """The bytes typed so far.
+
+    Backspace takes the last character away (of UTF-8 all its bytes), Ctrl-U all; Ctrl-C gives the line up,
+    and so does Ctrl-D when it is empty. Keys that send escape sequences have no effect. What does not fit is
+    dropped, and the line counts as too long.
+    """
+
+    def __init__(self, *, secret: bool, limit: int = MAX_LINE) -> None:
+        self.value = bytearray()
+        """Mutable, so that it can be wiped."""
+        self.state = "open"
+        """``open``, ``done``, ``cancelled`` or ``too long``."""
+        self._secret = secret
+        self._limit = limit
+        self._overflow = False
+        self._escape = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Take what was typed; returns what to echo, and the bytes behind the end of the line."""
+        echo = bytearray()
+        for position, byte in enumerate(data):
+            if self._escape:
+                self._follow_escape(byte)
+            elif byte in _ENTER:
+                self.state = "too long" if self._overflow else "done"
+            elif byte == _CANCEL or (byte == _END and not self.value):
+                self.state = "cancelled"
+            elif byte in _ERASE:
+                echo += self._erase(1)
+            elif byte == _KILL:
+                echo += self._erase(len(self.value))
+                self._overflow = False
+            elif byte == _ESCAPE:
+                self._escape = b"\x1b"
+            elif byte >= 0x20:
+                echo += self._add(byte)
+            if self.state != "open":
+                return bytes(echo) + b"\r\n", data[position + 1 :]
+        return bytes(echo), b""
+
+    def wipe(self) -> None:
+        """Overwrite what was typed."""
+        self.value[:] = bytes(len(self.value))
+        self.value.clear()
+
+    def _add(self, byte: int) -> bytes:
+        if len(self.value) >= self._limit:
+            self._overflow = True
+            return b""
+        self.value.append(byte)
+        if byte & 0xC0 == 0x80:
+            return b""  # Not the first byte of a character in UTF-8.
+        if self._secret:
+            return b"*"
+        return bytes((byte,)) if byte <= 0x7E else b"?"
+
+    def _erase(self, count: int) -> bytes:
+        shown = 0
+        while count and self.value:
+            byte = self.value.pop()
+            count -= 1
+            if byte & 0xC0 == 0x80 and self.value:
+                count += 1
+            else:
+                shown += 1
+        return b"\b \b" * shown
+
+    def _follow_escape(self, byte: int) -> None:
+        # ECMA-48, 5.4: CSI, parameter and intermediate bytes up to a final byte; SS3 has one byte behind it.
+        if self._escape == b"\x1b" and byte in b"[O":
+            self._escape += bytes((byte,))
+        elif self._escape != b"\x1b[" or 0x40 <= byte <= 0x7E:
+            self._escape = b""

@@ -1,0 +1,95 @@
+"""What stands between a failure and the end of PID 1: it is explained, kept, and the policy decides."""
+
+from __future__ import annotations
+
+from pyinit import switch_root
+from pyinit.context import Context
+from pyinit.errors import BootError
+from pyinit.kernel.files import remove_if_there, write_if_possible
+from pyinit.record import PATH as RECORD_PATH
+from pyinit.record import now
+from pyinit.rescue.explain import FAILURE_PATH, internal_error, render
+from pyinit.rescue.shell import Policy
+
+# A shell that ends in less time (microseconds) so often in a row reads from a console that is not there.
+IDLE_SHELL = 500_000
+MAX_IDLE_SHELLS = 3
+
+
+class Guard:
+    """Deals with failures and break points."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._idle_shells = 0
+
+    def stop_before(self, stage: str) -> None:
+        """Open the shell that rd.break asks for, if one is allowed."""
+        context, policy = self._context, self.policy()
+        if not policy.open:
+            context.console.warning(f"rd.break={stage} is ignored: no shell is allowed here")
+            return
+        self.write_record()
+        remove_if_there(FAILURE_PATH)
+        context.close_volumes()
+        context.console.notice(f"stopped before {stage}, as rd.break asks")
+        policy.run_shell(stage, context.children, context.console)
+
+    def fail(self, stage: str, exception: BaseException) -> None:
+        """Explain a failure, keep it for a report, then let the policy decide; returns to try again."""
+        context = self._context
+        console = context.console
+        try:
+            error = exception if isinstance(exception, BootError) else internal_error(exception)
+            lines = render(error, stage)
+            for line in lines:
+                console.error(line)
+            self.write_record()
+            text = "".join(f"{line}\n" for line in lines).encode("ascii", "backslashreplace")
+            write_if_possible(FAILURE_PATH, text)
+            if context.report:
+                context.report.send("failure", {"code": error.code, "stage": stage, "lines": lines})
+            if not isinstance(exception, switch_root.Stranded):
+                try:
+                    self.write_report(lines)
+                except OSError as full:
+                    console.warning(f"the report cannot be written: {full.strerror}")
+        except BaseException as second:
+            console.write(f"pyinit: E-INTERNAL {type(second).__name__} while explaining a failure\n")
+        policy = self.policy()
+        if isinstance(exception, switch_root.Stranded):
+            policy.give_up("the rescue shell went with the initramfs", console)
+        if not policy.open:
+            policy.give_up("no rescue shell is allowed here", console)
+        context.close_volumes()
+        begin = now()
+        if not policy.run_shell(stage, context.children, console):
+            policy.give_up("no rescue shell can be started", console)
+        self._idle_shells = self._idle_shells + 1 if now() - begin < IDLE_SHELL else 0
+        if self._idle_shells == MAX_IDLE_SHELLS:
+            policy.give_up("nobody answers: the rescue shell ends at once", console)
+
+    def policy(self) -> Policy:
+        """What is allowed here: the sealed policy and the command line together."""
+        config, image = self._context.config, self._context.sealed
+        return Policy(
+            image.rescue if image else "none",
+            config.shell,
+            image.shell if image else "",
+            config.ctty,
+            config.emergency,
+            config.panic,
+        )
+
+    def write_record(self) -> None:
+        """Keep the boot record as it is now."""
+        write_if_possible(RECORD_PATH, self._context.record.encode())
+
+    def write_report(self, lines: list[str]) -> None:
+        """Write the report of a failure; OSError when there is no room for it."""
+        import json
+
+        from pyinit.rescue.report import compose, write_report
+
+        context = self._context
+        write_report(compose(lines, json.loads(context.record.encode()), context.known(), context.sealed))

@@ -1,0 +1,87 @@
+"""What is typed on the consoles reaches the newest listener, and the terminals come back as they were."""
+
+from __future__ import annotations
+
+import os
+import termios
+from collections.abc import Iterator
+
+import pytest
+
+from pyinit.kernel import keyboard as module
+from pyinit.kernel.keyboard import Keyboard
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, bytes]] = []
+
+    def typed(self, terminal: str, data: bytes) -> None:
+        self.heard.append((terminal, data))
+
+
+@pytest.fixture
+def terminals(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, str]]]:
+    """(controller, path) of two terminals that are the consoles."""
+    pairs = [os.openpty() for _ in range(2)]
+    paths = [os.ttyname(device) for _, device in pairs]
+    monkeypatch.setattr(module, "active_consoles", lambda: [*paths, "/nonexistent"])
+    yield [(controller, path) for (controller, _), path in zip(pairs, paths, strict=True)]
+    for pair in pairs:
+        for end in pair:
+            os.close(end)
+
+
+def type_and_read(keyboard: Keyboard, controller: int, data: bytes) -> None:
+    os.write(controller, data)
+    for descriptor in keyboard.descriptors():
+        keyboard.read(descriptor)
+
+
+def test_the_newest_listener_hears_every_console_and_signals_are_bytes(
+    terminals: list[tuple[int, str]],
+) -> None:
+    keyboard, first, second = Keyboard(), Ear(), Ear()
+    keyboard.listen(first)
+    keyboard.listen(second)
+    for controller, _ in terminals:
+        type_and_read(keyboard, controller, b"\x03\x1a\x1c")
+    assert second.heard == [(path, b"\x03\x1a\x1c") for _, path in terminals]
+    keyboard.leave(second)
+    type_and_read(keyboard, terminals[0][0], b"x")
+    assert first.heard == [(terminals[0][1], b"x")]
+    keyboard.leave(first)
+    assert keyboard.descriptors() == ()
+
+
+def test_terminals_are_given_back_as_they_were(terminals: list[tuple[int, str]]) -> None:
+    def settings() -> list[object]:
+        with open(terminals[0][1], "rb", buffering=0) as file:
+            return termios.tcgetattr(file)
+
+    before = settings()
+    keyboard, ear = Keyboard(), Ear()
+    keyboard.listen(ear)
+    assert settings() != before
+    keyboard.close()
+    assert settings() == before
+    keyboard.reopen()
+    type_and_read(keyboard, terminals[0][0], b"again")
+    assert ear.heard == [(terminals[0][1], b"again")]
+    keyboard.leave(ear)
+    assert settings() == before
+
+
+def test_a_terminal_that_is_gone_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, device = os.openpty()
+    path = os.ttyname(device)
+    monkeypatch.setattr(module, "active_consoles", lambda: [path])
+    keyboard, ear = Keyboard(), Ear()
+    keyboard.listen(ear)
+    os.close(controller)
+    for descriptor in keyboard.descriptors():
+        keyboard.read(descriptor)
+    assert keyboard.descriptors() == ()
+    assert ear.heard == []
+    keyboard.leave(ear)
+    os.close(device)
