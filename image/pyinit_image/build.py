@@ -248,6 +248,7 @@ class _Build:
             "mtime": self.mtime,
             "summed": self.summed,
             "versions": [sys.version, zstandard.__version__, lz4.__version__],
+            "code": layers_module.own_places(),
         }
 
     def _kept(self, name: str, key: Mapping[str, object]) -> Layer | None:

@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -147,12 +148,17 @@ def default_folder() -> Path:
     return Path(above if above.startswith("/") else os.path.expanduser("~/.cache"), "pyinit-image")
 
 
-def own_trace() -> Trace:
-    """The code that makes layers and that goes into them."""
+def own_places() -> list[str]:
+    """Where the code is that makes layers and that goes into them: another copy of it makes other layers."""
     import pyinit
 
+    return [str(Path(__file__).parent), str(Path(pyinit.__file__).parent), sys.prefix]
+
+
+def own_trace() -> Trace:
+    """The code that makes layers and that goes into them."""
     trace = Trace()
-    for top in (Path(__file__).parent, Path(pyinit.__file__).parent):
+    for top in own_places()[:2]:
         for directory, names, files in os.walk(top):
             names[:] = sorted(name for name in names if name != "__pycache__")
             sources = sorted(name for name in files if name.endswith(".py"))

@@ -13,7 +13,7 @@ import pytest
 from built_image import MODULES, Image
 from test_image_build import pyinit_image
 
-from pyinit_image import archive, stand_in
+from pyinit_image import archive, layers, stand_in
 from pyinit_image.build import BuildResult, BuildSpec, build
 from pyinit_image.elf import parse
 from pyinit_image.layers import SUFFIX
@@ -61,6 +61,18 @@ def settle(path: Path) -> None:
 
 def kept(result: BuildResult) -> dict[str, bool]:
     return {layer.name: layer.cached for layer in result.layers}
+
+
+def test_another_copy_of_the_builder_does_not_use_what_this_one_kept(
+    bookworm: DebianRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = BuildSpec(
+        sysroot=bookworm.tree, mode="list", modules=MODULES, cache=tmp_path / "cache", compress="lz4"
+    )
+    build(spec)
+    assert kept(build(spec)) == {"system": True, "modules": True, "settings": False}
+    monkeypatch.setattr(layers, "own_places", lambda: ["/elsewhere/pyinit_image", "/elsewhere/pyinit"])
+    assert kept(build(spec)) == {"system": False, "modules": False, "settings": False}
 
 
 def test_only_what_changed_is_made_again(system: Path, tmp_path: Path) -> None:
