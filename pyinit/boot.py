@@ -12,6 +12,7 @@ from pyinit import VERSION, switch_root
 from pyinit.config import devspec, sealed
 from pyinit.config.cmdline import OVERRIDES
 from pyinit.config.cmdline import parse as parse_command_line
+from pyinit.config.fstab import parse as parse_fstab
 from pyinit.config.options import boot_config
 from pyinit.context import Context, read
 from pyinit.devices import udev
@@ -19,23 +20,27 @@ from pyinit.devices.udev import Devices, UdevDaemon
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import Waiter, Want, describe
 from pyinit.errors import BootError
+from pyinit.kernel import mountinfo
 from pyinit.kernel.files import is_mounted, read_if_there, write_if_possible
 from pyinit.kernel.filesystems import mount_api_filesystems
 from pyinit.kernel.leftovers import end_leftovers
 from pyinit.kernel.modules import Modules
-from pyinit.kernel.syscalls import MNT_DETACH, REBOOT_CAD_OFF, REBOOT_CAD_ON, reboot, umount2
+from pyinit.kernel.syscalls import MNT_DETACH, MS, REBOOT_CAD_OFF, REBOOT_CAD_ON, reboot, umount2
 from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import now
 from pyinit.report import Reporter
 from pyinit.rescue.guard import Guard
 from pyinit.rescue.shell import end_machine
-from pyinit.root.mount import SYSROOT, mount_root, root_mount
+from pyinit.root import belongs, fsck
+from pyinit.root.mount import SYSROOT, MountSpec, mount_filesystem, parse_options, root_mount
 from pyinit.text import printable
 
 BLACKLIST_PATH = "/run/modprobe.d/pyinit.conf"
 TIMELINE_PATH = "/run/pyinit/timeline.py"
 LEFTOVER_TIMEOUT = 5.0
 LOOK_AROUND = 3.0
+# What the boot can do without (nofail) gets so long to appear.
+OPTIONAL_TIMEOUT = 5.0
 
 
 class Boot(Context):
@@ -142,19 +147,17 @@ class Boot(Context):
             return
         assert self.waiter is not None
         self.modules.load_all(self.config.drivers_late)
-        spec = self.spec
-        if spec is None:
-            want = Want("root", "any block device, to name them", lambda known: [], LOOK_AROUND)
+        if self.spec is None:
+            # Devices get a moment to appear, so that they can be named.
+            try:
+                self.waiter.wait(
+                    Want("root", "any block device, to name them", lambda known: [], LOOK_AROUND)
+                )
+            except BootError as error:
+                raise self._explain_missing(error, None) from None
         else:
-            name = devspec.describe(spec)
-            want = Want("root", name, lambda known: devspec.resolve(spec, known), self.config.timeout)
-        try:
-            self.root = self.waiter.wait(want)
-        except BootError as error:
-            if error.code != "E-DEV":
-                raise
-            raise self._explain_missing(error.cause) from None
-        self.console.info(f"root is {describe(self.root)}")
+            self.root = self._wait_for("root", self.spec, self.config.timeout)
+            self.console.info(f"root is {describe(self.root)}")
 
     def before_mount(self) -> None:
         """The driver of the root's file system, before the kernel has to ask modprobe for it."""
@@ -162,17 +165,21 @@ class Boot(Context):
             self.modules.load_for_filesystem(self.root.properties.get("ID_FS_TYPE", ""))
 
     def mount(self) -> None:
-        """The root file system is mounted, unless a person did so in the rescue shell."""
-        if is_mounted(SYSROOT):
-            return
-        if self.root is None:
-            self.wait_for_root()
-        assert self.root is not None
-        found, config = self.root.properties.get("ID_FS_TYPE", ""), self.config
-        self._refuse_container(self.root)
-        spec = root_mount(self.root.node, found, config.rootflags, not config.read_only)
-        mount_root(spec, config.rootfstype, self.modules, self.console)
-        self.mounted_here = True
+        """The root file system is mounted, unless a person did so in the shell, and what belongs to it."""
+        if not is_mounted(SYSROOT):
+            self._mount_root()
+        fstab = parse_fstab(belongs.read_fstab(SYSROOT))
+        others, warnings = belongs.wanted(fstab, self.config)
+        for warning in warnings:
+            self.console.warning(warning)
+        for one in others:
+            try:
+                self._mount_other(one)
+            except BootError as error:
+                explained = belongs.explain(one, error, SYSROOT)
+                if not one.optional:
+                    raise explained from error
+                self.console.warning(f"{explained.cause}; it is nofail")
 
     def check_root(self) -> None:
         """What was mounted is a root file system with an init that can be executed."""
@@ -326,23 +333,81 @@ class Boot(Context):
             self.mounted_here = False
         return changed or (self.init is not None and not mounted)
 
-    def _refuse_container(self, root: DeviceView) -> None:
-        usage, kind = (root.properties.get(name, "") for name in ("ID_FS_USAGE", "ID_FS_TYPE"))
+    def _wait_for(self, name: str, spec: devspec.DeviceSpec, timeout: float | None) -> DeviceView:
+        """Wait for the device that ``name`` needs; an ``E-DEV`` says all that is known of its absence."""
+        assert self.waiter is not None
+        want = Want(name, devspec.describe(spec), lambda known: devspec.resolve(spec, known), timeout)
+        try:
+            return self.waiter.wait(want)
+        except BootError as error:
+            raise self._explain_missing(error, spec) from None
+
+    def _mount_root(self) -> None:
+        if self.root is None:
+            self.wait_for_root()
+        assert self.root is not None
+        found, config = self.root.properties.get("ID_FS_TYPE", ""), self.config
+        self._refuse_container(self.root)
+        verdict = self._check_filesystem("root", self.root, found)
+        spec = root_mount(self.root.node, found, config.rootflags, verdict.writable and not config.read_only)
+        if not verdict.writable:
+            spec = spec.adding(fsck.read_only_data(found))
+        mount_filesystem(spec, config.rootfstype, self.modules, self.console)
+        self.mounted_here = True
+
+    def _mount_other(self, one: belongs.Wanted) -> None:
+        """Mount something inside the new root, unless it is there already."""
+        try:
+            place = belongs.place_inside(SYSROOT, one.target)
+            source = belongs.place_inside(SYSROOT, one.source) if one.is_bind else one.source
+        except OSError as error:
+            raise BootError("E-MOUNT", f"{error.filename or one.target}: {error.strerror}") from error
+        if mountinfo.topmost(mountinfo.read(), place) is not None:
+            return
+        found, writable = one.fstype, True
+        if one.on_device:
+            limit = OPTIONAL_TIMEOUT if one.optional else self.config.timeout
+            device = self._wait_for(one.target, devspec.parse_spec(one.source), limit)
+            source, found = device.node, device.properties.get("ID_FS_TYPE", "")
+            self._refuse_container(device)
+            if one.checked:
+                writable = self._check_filesystem(one.target, device, found).writable
+        flags, data = parse_options(one.options)
+        if not writable:
+            flags |= MS.RDONLY
+        spec = MountSpec(source, place, found, flags, data)
+        if not writable:
+            spec = spec.adding(fsck.read_only_data(found))
+        named = () if one.fstype in ("auto", "", found) else (one.fstype,)
+        mount_filesystem(spec, named, self.modules, self.console, printable(one.target))
+
+    def _check_filesystem(self, name: str, device: DeviceView, fstype: str) -> fsck.Verdict:
+        checker = fsck.Checker(self.config, self.children, self.console, self.keyboard)
+        verdict = checker.check(name, device.node, fstype, interruptible=self.guard.policy().open)
+        if verdict.checked:
+            fsck.remember(name)
+        return verdict
+
+    def _refuse_container(self, device: DeviceView) -> None:
+        usage, kind = (device.properties.get(name, "") for name in ("ID_FS_USAGE", "ID_FS_TYPE"))
         if usage in ("raid", "crypto") and not self.config.rootfstype:
             raise BootError(
                 "E-MOUNT",
-                f"{printable(root.node)} is not a file system but a container ({printable(kind)})",
-                found=(describe(root),),
+                f"{printable(device.node)} is not a file system but a container ({printable(kind)})",
+                found=(describe(device),),
                 advice=("Open it by hand and mount the root on /sysroot, or set another root=.",),
             )
 
-    def _explain_missing(self, cause: str) -> BootError:
+    def _explain_missing(self, error: BootError, spec: devspec.DeviceSpec | None) -> BootError:
+        """What stands behind an ``E-DEV``: what is there, and what is not; another error as it is."""
+        if error.code != "E-DEV":
+            return error
         from pyinit.rescue.missing import missing_device, no_root_given
 
         known = list(self.known())
-        if self.spec is None:
+        if spec is None:
             return no_root_given(self.record.data["cmdline"], known)
-        return missing_device(cause, self.spec, known, self.modules, self.record.data["events"]["read"])
+        return missing_device(error.cause, spec, known, self.modules, self.record.data["events"]["read"])
 
 
 def _write_blacklist(names: Collection[str]) -> None:

@@ -55,7 +55,7 @@ class Option(NamedTuple):
     """Spellings of other programs or times. They have no effect but earn a warning with the right name."""
 
 
-_ROOT, _WAIT, _SHOW = "Root file system", "Waiting for devices", "Messages"
+_ROOT, _CHECK, _WAIT, _SHOW = "Root file system", "File system checks", "Waiting for devices", "Messages"
 _RESCUE, _DRIVERS = "Rescue and debugging", "Drivers and udev"
 
 OPTIONS: Final[tuple[Option, ...]] = (
@@ -109,6 +109,54 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "The program that becomes the real init, looked up in the root file system. "
         "Words after `--` are its arguments.",
         "pre-pivot",
+    ),
+    Option(
+        "mount.usr",
+        "text",
+        _ROOT,
+        "=DEVICE",
+        "the line for /usr in the root's fstab",
+        "The device of a separate /usr, named as in `root=`. It is mounted before the switch, read-only when "
+        "the root is. So is every line of that fstab with the option `x-initrd.mount`; one with `nofail` "
+        "is not waited for longer than 5 s.",
+        "mount",
+    ),
+    Option("mount.usrfstype", "text", _ROOT, "=TYPE", "what fstab says", "Its file system type.", "mount"),
+    Option("mount.usrflags", "text", _ROOT, "=OPTIONS", "what fstab says", "Its mount options.", "mount"),
+    Option(
+        "fsck.mode",
+        "choice",
+        _CHECK,
+        "=auto|force|skip",
+        "auto",
+        "Whether the root and /usr are checked before they are mounted: `auto` when they need it, `force` in "
+        "any case, `skip` never. xfs, btrfs and read-only file systems check themselves. The real system "
+        "does not check again what was checked here.",
+        "mount",
+        choices=("auto", "force", "skip"),
+    ),
+    Option(
+        "fsck.repair",
+        "choice",
+        _CHECK,
+        "=preen|yes|no",
+        "preen",
+        "What a check may repair: `preen` what is safe, `yes` everything, `no` nothing.",
+        "mount",
+        choices=("preen", "yes", "no"),
+    ),
+    Option("rd.skipfsck", "switch", _CHECK, "[=0|1]", "0", "The same as `fsck.mode=skip`.", "mount"),
+    Option("forcefsck", "word", _CHECK, "", "no", "The same as `fsck.mode=force`.", "mount"),
+    Option(
+        "rd.pyinit.fsck.on-fail",
+        "choice",
+        _CHECK,
+        "=shell|ro",
+        "shell",
+        "What follows errors that a check does not correct: `shell` stops with `E-FSCK`, `ro` mounts "
+        "read-only without replaying the log.",
+        "mount",
+        choices=("shell", "ro"),
     ),
     Option(
         "rd.timeout",
@@ -344,7 +392,7 @@ _UNHANDLED: Final[tuple[tuple[str, str], ...]] = (
         "live.overlay.overlayfs live.overlay.nouserconfirmprompt minmem writable.fsimg overlay overlay.reset "
         "overlay.readonly overlay.crypt",
     ),
-    ("file system checks and fstab", "skipfsck fstab convertfs"),
+    ("fstab of the root and old layouts", "fstab convertfs"),
     (
         "console fonts, keymaps and locales",
         "vconsole.keymap vconsole.keymap.ext vconsole.unicode vconsole.font vconsole.font.map "
@@ -383,6 +431,16 @@ class BootConfig(NamedTuple):
     """Types to try in order; empty for the one udev found."""
     rootflags: str
     read_only: bool
+    usr: str
+    """``mount.usr=`` as given; empty when it was not."""
+    usrfstype: str
+    usrflags: str
+    fsck_mode: str
+    """``auto``, ``force`` or ``skip``."""
+    fsck_repair: str
+    """``preen``, ``yes`` or ``no``."""
+    fsck_on_fail: str
+    """``shell`` or ``ro``."""
     init: str
     """``init=`` as given; empty when it was not."""
     init_args: tuple[str, ...]
@@ -441,6 +499,12 @@ def boot_config(*sources: bytes) -> BootConfig:
         read_only=next(
             (word.key == "ro" for word in reversed(merged.words) if word.key in ("ro", "rw")), True
         ),
+        usr=get.text("mount.usr"),
+        usrfstype=get.text("mount.usrfstype"),
+        usrflags=get.text("mount.usrflags"),
+        fsck_mode=_fsck_mode(get),
+        fsck_repair=get.choice("fsck.repair") or "preen",
+        fsck_on_fail=get.choice("rd.pyinit.fsck.on-fail") or "shell",
         init=get.text("init"),
         init_args=merged.init_args,
         timeout=_timeout(get),
@@ -476,6 +540,15 @@ def _console_level(get: _Reader) -> int | None:
         if word.key in ("quiet", "debug"):
             return _QUIET_LEVEL if word.key == "quiet" else _DEBUG_LEVEL
     return None
+
+
+def _fsck_mode(get: _Reader) -> str:
+    """Words that say so in full come first; of the others, those that do less."""
+    if mode := get.choice("fsck.mode"):
+        return mode
+    if get.line.flag("rd.skipfsck", False):
+        return "skip"
+    return "force" if get.present("forcefsck") else "auto"
 
 
 def _timeout(get: _Reader) -> int | None:

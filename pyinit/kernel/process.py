@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
+from types import MappingProxyType
 
 from pyinit.record import Record, now
 from pyinit.text import printable
@@ -42,13 +43,14 @@ class Children:
         environment: dict[str, str] | None = None,
         stdout: int | None = None,
         terminal: str = "",
+        descriptors: Mapping[int, int] = MappingProxyType({}),
     ) -> int:
         """Start a program and return its pid; OSError when it cannot be started.
 
         It leads a session of its own. Its input is /dev/null and its output, errors included, goes to
         ``stdout`` or to PID 1's own standard error; or all three are ``terminal``, which becomes its
-        controlling one because a session leader opens it (credentials(7)). Signal dispositions and mask are
-        the defaults.
+        controlling one because a session leader opens it (credentials(7)). ``descriptors`` are what it has
+        beside these three: its number, and ours. Signal dispositions and mask are the defaults.
         """
         actions: list[tuple[object, ...]] = []
         if terminal:
@@ -58,6 +60,7 @@ class Children:
             actions.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0))
             actions.append((os.POSIX_SPAWN_DUP2, 2 if stdout is None else stdout, 1))
         actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
+        actions += [(os.POSIX_SPAWN_DUP2, ours, its) for its, ours in descriptors.items()]
         begin = now()
         pid = os.posix_spawn(
             argv[0],

@@ -171,7 +171,7 @@ def _mount_root(words: list[str]) -> int:
     parameters = [word for line in lines for word in parse_command_line(line).words]
     blacklist = boot_config(*lines).drivers_never
     modules = Modules(parse_modules(_read(MODULES_PATH)), console, parameters, blacklist)
-    mount.mount_root(plan, (), modules, console)
+    mount.mount_filesystem(plan, (), modules, console)
     print(f"{printable(device.node)} is mounted on {mount.SYSROOT}.")
     try:
         for warning in switch_root.check_root(mount.SYSROOT, None):

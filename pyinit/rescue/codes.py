@@ -77,6 +77,18 @@ HELP: dict[str, Help] = {
             "Unplug the copy, or give it another UUID: tune2fs -U random, xfs_admin -U generate.",
         ),
     ),
+    "E-FSCK": Help(
+        (
+            "The machine lost power or the disk lost data, and not all of it is safe to repair unasked.",
+            "The disk itself fails: the kernel's log has its errors.",
+            "Somebody stopped the check with Ctrl-C.",
+        ),
+        (
+            "Save what matters first: `pyinit set rd.pyinit.fsck.on-fail=ro` mounts it read-only.",
+            "`fsck.ext4 -y DEVICE` repairs everything it can; then leave the shell, and it is checked again.",
+            "`pyinit set fsck.mode=skip` boots without a check.",
+        ),
+    ),
     "E-MOUNT": Help(
         (
             "The file system is damaged: the kernel's words tell where.",
@@ -87,6 +99,16 @@ HELP: dict[str, Help] = {
             "`pyinit set rootflags=` takes the options away.",
             "Check the file system from another system, or from here if the image has its fsck.",
             "Mount it by hand on /sysroot, or with `pyinit mount-root DEVICE`, and leave the shell.",
+        ),
+    ),
+    "E-USR": Help(
+        (
+            "The line for /usr in the root's /etc/fstab names a disk that was replaced or formatted again.",
+            "The device of /usr did not appear, or its file system is damaged.",
+        ),
+        (
+            "`pyinit set mount.usr=UUID=...` names another device; or mount it on /sysroot/usr, and leave.",
+            "Correct /etc/fstab: the root is on /sysroot (`mount -o remount,rw /sysroot`).",
         ),
     ),
     "E-ROOTFS": Help(

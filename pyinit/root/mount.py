@@ -6,6 +6,7 @@ import os
 from errno import EACCES, EBUSY, EINVAL, EIO, ENODEV, ENXIO, EROFS
 from typing import NamedTuple
 
+from pyinit.config.fstab import split_options
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.modules import Modules
@@ -39,6 +40,8 @@ _FLAG_OPTIONS: dict[str, tuple[int, int]] = {
     "nostrictatime": (0, MS.STRICTATIME),
     "lazytime": (MS.LAZYTIME, 0),
     "nolazytime": (0, MS.LAZYTIME),
+    "bind": (MS.BIND, 0),
+    "rbind": (MS.BIND | MS.REC, 0),
     "silent": (MS.SILENT, 0),
     "loud": (0, MS.SILENT),
     "mand": (MS.MANDLOCK, 0),
@@ -57,6 +60,10 @@ class MountSpec(NamedTuple):
     flags: MS
     data: str
 
+    def adding(self, option: str) -> MountSpec:
+        """The same with one more option of the file system's own; empty for none."""
+        return self._replace(data=",".join(filter(None, (self.data, option))))
+
     def describe(self) -> str:
         """The mount(8) command that does the same."""
         options = ",".join(filter(None, ("ro" if self.flags & MS.RDONLY else "rw", self.data)))
@@ -67,11 +74,11 @@ class MountSpec(NamedTuple):
 def parse_options(options: str, flags: int = 0) -> tuple[MS, str]:
     """Split mount options into the flags of mount(2), starting from ``flags``, and the file system's own."""
     data = []
-    for option in _split(options):
+    for option in split_options(options):
         if option in _FLAG_OPTIONS:
             added, removed = _FLAG_OPTIONS[option]
             flags = flags & ~removed | added
-        elif option and option not in _USERSPACE_OPTIONS and not option.startswith(("x-", "comment=")):
+        elif option not in _USERSPACE_OPTIONS and not option.startswith(("x-", "comment=")):
             data.append(option)
     return MS(flags), ",".join(data)
 
@@ -87,8 +94,14 @@ def root_mount(device: str, found_type: str, options: str, writable: bool) -> Mo
     return MountSpec(device, SYSROOT, found_type, flags, data)
 
 
-def mount_root(spec: MountSpec, fstypes: tuple[str, ...], modules: Modules, console: Console) -> None:
-    """Mount the root file system; ``E-MOUNT`` explains a failure with the kernel's own words.
+def mount_filesystem(
+    spec: MountSpec,
+    fstypes: tuple[str, ...],
+    modules: Modules,
+    console: Console,
+    what: str = "the root file system",
+) -> None:
+    """Mount ``what``; ``E-MOUNT`` explains a failure with the kernel's own words.
 
     ``fstypes`` (``rootfstype=``) are tried in order, then the type that udev found.
     """
@@ -121,7 +134,7 @@ def mount_root(spec: MountSpec, fstypes: tuple[str, ...], modules: Modules, cons
         return
     raise BootError(
         "E-MOUNT",
-        f"{printable(spec.source)} cannot be mounted as the root file system: "
+        f"{printable(spec.source)} cannot be mounted as {what}: "
         + (str(last.strerror) if last else "no file system was recognised on it"),
         tried=tuple(failures),
         found=tuple(f"kernel: {line}" for line in kernel_messages(4)),
@@ -156,6 +169,12 @@ def kernel_messages(count: int, lowest: int = 5) -> list[str]:
 
 
 def _mount(spec: MountSpec) -> None:
+    if spec.flags & MS.BIND:
+        # A new bind mount has the flags of its origin; they are changed afterwards (mount(2), "Remounting").
+        mount(spec.source, spec.target, None, spec.flags & (MS.BIND | MS.REC))
+        if changes := spec.flags & ~(MS.BIND | MS.REC):
+            mount(None, spec.target, None, MS.REMOUNT | MS.BIND | changes)
+        return
     try:
         mount(spec.source, spec.target, spec.fstype, spec.flags, spec.data)
     except OSError as error:
@@ -179,17 +198,3 @@ def _advice(error: OSError | None, spec: MountSpec) -> tuple[str, ...]:
     if error.errno == EBUSY:
         return ("Something else uses the device: look at `pyinit devices`.",)
     return ("Mount it by hand on /sysroot and leave the shell to go on.",)
-
-
-def _split(options: str) -> list[str]:
-    """Split at commas, except those inside double quotes (SELinux contexts have them)."""
-    parts = [""]
-    quoted = False
-    for character in options:
-        if character == '"':
-            quoted = not quoted
-        if character == "," and not quoted:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts

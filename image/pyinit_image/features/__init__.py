@@ -9,76 +9,34 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pyinit.config.distance import closest
 from pyinit.text import printable
 
 from ..errors import BuildError
-from ..kmods import Kernel
 from ..plan import Plan
-from ..sysroot import Sysroot
+from .base import Feature, Need, Target
+from .fsck import Fsck
+
+__all__ = [
+    "BUILT_IN",
+    "GROUP",
+    "Chosen",
+    "Feature",
+    "Need",
+    "Target",
+    "choose",
+    "collect",
+    "known",
+    "modules",
+]
 
 GROUP = "pyinit_image.features"
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What the image is built for."""
-
-    sysroot: Sysroot
-    """The target's tree; its paths are absolute, as the target sees them."""
-    kernel: Kernel
-    mode: str
-    """``generic``, ``host`` or ``list``."""
-    rescue: str
-    """The policy of the rescue shell."""
-    cmdline: str
-    """The sealed words of the kernel command line."""
-
-
-class Need(NamedTuple):
-    """Something that the target system must have: a file at any of ``paths``."""
-
-    paths: tuple[str, ...]
-    package: str = ""
-    """What to install when it is missing."""
-
-
-class Feature:
-    """The base of all features. A subclass sets ``name`` and ``summary`` and overrides what it needs to."""
-
-    name: ClassVar[str] = ""
-    """What follows ``--feature``."""
-    summary: ClassVar[str] = ""
-    """What it is for, in one line."""
-
-    def wanted(self, target: Target) -> str:
-        """Why this image should have it although nobody asked; empty when it should not."""
-        return ""
-
-    def needs(self, target: Target) -> Iterable[Need]:
-        """What it takes from the target system.
-
-        A missing one is an error when the feature was asked for; when it is only wanted, the image is built
-        without it, with a warning.
-        """
-        return ()
-
-    def modules(self, target: Target) -> Iterable[str]:
-        """Kernel modules or aliases that it works with: they come along, with what they need.
-
-        One that the kernel does not have is an error; ``target.kernel.find`` tells beforehand.
-        """
-        return ()
-
-    def add(self, plan: Plan, target: Target, reason: str) -> None:
-        """Add its entries; ``reason`` is why the feature is there."""
 
 
 class Chosen(NamedTuple):
@@ -89,7 +47,7 @@ class Chosen(NamedTuple):
 
 
 #: The features of this package.
-BUILT_IN: tuple[type[Feature], ...] = ()
+BUILT_IN: tuple[type[Feature], ...] = (Fsck,)
 
 
 def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:

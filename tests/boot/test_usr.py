@@ -1,0 +1,97 @@
+"""A /usr of its own, and what else the root's fstab wants before the real init runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyinit_qemu import Disk, Machine
+from pyinit_qemu.debian import DebianRoot
+from pyinit_qemu.disks.filesystems import Btrfs, Ext4, Tree
+from pyinit_qemu.disks.image import Image, Partition
+from pyinit_qemu.shell import Shell
+from pyinit_qemu.smallroot import small_root
+from pyinit_qemu.witness import Witness
+
+pytestmark = pytest.mark.boot
+
+Split = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def split(bookworm: DebianRoot, tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """``split(fstab)``: a disk with a root whose /usr is the second partition."""
+
+    def make(fstab: str) -> Path:
+        root = tmp_path_factory.mktemp("split") / "root"
+        shutil.copytree(small_root(bookworm).path, root, symlinks=True)
+        usr = root.with_name("usr")
+        (root / "usr").rename(usr)
+        for name in ("usr", "srv", "opt"):
+            (root / name).mkdir()
+        (root / "opt/file").write_text("seen twice\n")
+        (root / "etc/fstab").write_text(fstab)
+        return Image(
+            gpt=(
+                Partition(Ext4(Tree(root), label="small-root"), name="root"),
+                Partition(Btrfs(Tree(usr), label="the-usr"), name="usr"),
+            )
+        ).build()
+
+    return make
+
+
+@pytest.fixture
+def start(boot: Callable[..., Machine], bookworm: DebianRoot, generic: Path) -> Callable[..., Machine]:
+    def go(disk: Path, append: str) -> Machine:
+        return boot(
+            kernel=bookworm.kernel, initrd=generic, disks=(Disk(disk),), append=append, allow=("banner",)
+        )
+
+    return go
+
+
+def test_usr_and_other_lines_of_fstab_are_mounted(
+    start: Callable[..., Machine], split: Split, witness_of: Callable[[Machine], Witness]
+) -> None:
+    disk = split(
+        "LABEL=small-root / ext4 defaults 0 1\n"
+        "/opt /srv none bind,x-initrd.mount 0 0\n"
+        "LABEL=gone /mnt ext4 nofail,x-initrd.mount 0 0\n"
+        "LABEL=the-usr /usr btrfs noatime 0 2\n"
+        "broken line\n"
+    )
+    vm = start(disk, "quiet root=LABEL=small-root rd.timeout=60")
+    seen = witness_of(vm)
+    mounts = {mount.target: mount for mount in seen.mounts}
+    assert mounts["/usr"].type == "btrfs"
+    assert {"ro", "noatime"} <= mounts["/usr"].options
+    assert mounts["/srv"].root == "/opt"
+    assert "/mnt" not in mounts
+    assert "warning: fstab line 5 has 2 fields, at least 3 are expected" in vm.console
+    assert "warning: /mnt (fstab line 3) cannot be mounted: /mnt: LABEL=gone did not appear" in vm.console
+
+
+@pytest.mark.fault("F7")
+def test_a_usr_that_is_missing_is_explained_and_named_in_the_shell(
+    start: Callable[..., Machine], split: Split, witness_of: Callable[[Machine], Witness]
+) -> None:
+    vm = start(
+        split("LABEL=usr-of-old /usr btrfs defaults 0 2\n"), "quiet root=LABEL=small-root rw rd.timeout=4"
+    )
+    shell = Shell.rescue(vm, "mount")
+    lines = shell.check("pyinit explain").splitlines()
+    assert lines[0] == (
+        "E-USR /usr (fstab line 1) cannot be mounted: /usr: LABEL=usr-of-old did not appear within 4 s"
+    )
+    text = "\n".join(lines)
+    assert "/dev/vda2  btrfs" in text and "LABEL=the-usr" in text
+    assert "mount.usr=UUID=... names another /usr." in text
+    shell.check("pyinit set mount.usr=LABEL=the-usr")
+    shell.leave()
+    seen = witness_of(vm)
+    (usr,) = (mount for mount in seen.mounts if mount.target == "/usr")
+    assert "rw" in usr.options
