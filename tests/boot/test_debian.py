@@ -42,6 +42,8 @@ class System:
     """The boot record; None when no initramfs of this project was in use."""
     timeline: str
     """What the script in /run/pyinit prints of it."""
+    checked_again: str
+    """Whether the conditions of systemd-fsck-root.service held: ``yes`` or ``no``."""
 
     def mount(self, target: str) -> Mount:
         return next(mount for mount in reversed(self.mounts) if mount.target == target)
@@ -77,6 +79,7 @@ def visit(boot_module: Callable[..., Machine], root: DebianRoot) -> Callable[[Pa
             console=console,
             record=json.loads(record.output) if record.status == 0 else None,
             timeline=shell.run("python3 /run/pyinit/timeline.py").output.strip(),
+            checked_again=shell.check("systemctl show --property ConditionResult --value systemd-fsck-root"),
         )
         vm.stop().check()
         return system
@@ -110,6 +113,10 @@ def test_root_became_writable_as_fstab_says(seen: System) -> None:
     mount = seen.mount("/")
     assert (mount.type, mount.source) == ("ext4", "/dev/vda1")
     assert mount.options == {"rw", "relatime"}
+
+
+def test_a_root_that_was_checked_before_is_not_checked_again(seen: System) -> None:
+    assert seen.checked_again == "no"
 
 
 def test_the_root_was_switched_as_this_kernel_allows(seen: System, record: dict[str, Any]) -> None:
