@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pyinit import VERSION
 from pyinit.config import devspec, sealed
@@ -22,6 +23,9 @@ from pyinit.record import Record
 from pyinit.report import Reporter
 from pyinit.switch_root import InitChoice
 from pyinit.text import printable
+
+if TYPE_CHECKING:
+    from pyinit.kernel.prompt import Prompt
 
 
 class Context:
@@ -48,6 +52,16 @@ class Context:
         self.mounted_here = False
         """Whether what is mounted as the root was mounted by PID 1, and not by a person."""
         self.init: InitChoice | None = None
+        self._prompt: Prompt | None = None
+
+    @property
+    def prompt(self) -> Prompt:
+        """Asks questions on the consoles; imported by boots that have one to ask."""
+        if self._prompt is None:
+            from pyinit.kernel.prompt import Prompt
+
+            self._prompt = Prompt(self.keyboard, self.console)
+        return self._prompt
 
     def read_sealed(self) -> sealed.SealedConfig:
         """The sealed configuration; ``E-IMAGE`` when it cannot be read."""

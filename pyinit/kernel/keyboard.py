@@ -3,12 +3,16 @@
 Every console is read: nobody knows on which one a person sits. While somebody listens the terminals give each
 byte at once, echo nothing and send no signals (termios(3): ICANON, ECHO, ISIG off), so Ctrl-C and Ctrl-Z are
 bytes like others.
+
+What is typed may be a secret, so no copy of it stays: neither here nor in the kernel's buffer of the
+terminal, which the kernel clears of what is read in canonical mode without echo (zero_buffer() in its
+drivers/tty/n_tty.c), and only then. So a terminal is in that mode for the moment of each read.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pyinit.kernel.terminal import active_consoles, write_patiently
 
@@ -18,8 +22,18 @@ _CHUNK = 4096
 class Listener(Protocol):
     """Somebody who is interested in what is typed."""
 
-    def typed(self, terminal: str, data: bytes) -> None:
-        """Take what was typed on the terminal of this path."""
+    def typed(self, terminal: str, data: bytearray) -> None:
+        """Take what was typed on the terminal of this path; ``data`` is overwritten afterwards."""
+
+
+class _Terminal(NamedTuple):
+    path: str
+    before: list[Any]
+    """Its settings (termios(3)) as they were."""
+    keys: list[Any]
+    """With which it gives every key at once."""
+    reading: list[Any]
+    """With which the kernel forgets what is read."""
 
 
 class Keyboard:
@@ -27,7 +41,8 @@ class Keyboard:
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
-        self._terminals: dict[int, tuple[str, list[Any]]] = {}
+        self._terminals: dict[int, _Terminal] = {}
+        self._buffer = bytearray(_CHUNK)
 
     def listen(self, listener: Listener) -> None:
         """Let a listener have what is typed from now on, before those that came earlier."""
@@ -47,26 +62,38 @@ class Keyboard:
         """The descriptors that become readable when something was typed."""
         return tuple(self._terminals)
 
+    def terminals(self) -> tuple[str, ...]:
+        """The paths of the terminals that are read."""
+        return tuple(terminal.path for terminal in self._terminals.values())
+
     def read(self, descriptor: int) -> None:
         """Give what was typed to the newest listener; a terminal that is gone is forgotten."""
         if descriptor not in self._terminals:
             return
-        path = self._terminals[descriptor][0]
+        from pyinit.kernel.line import wipe
+
+        terminal = self._terminals[descriptor]
         try:
-            data = os.read(descriptor, _CHUNK)
+            count = self._read(descriptor, terminal)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self._forget(descriptor)
-        elif self._listeners:
-            self._listeners[-1].typed(path, data)
+            return
+        data = self._buffer[:count]
+        wipe(self._buffer)
+        try:
+            if self._listeners:
+                self._listeners[-1].typed(terminal.path, data)
+        finally:
+            wipe(data)
 
     def echo(self, terminal: str, data: bytes) -> None:
         """Write to one terminal only, the one where somebody types."""
-        for descriptor, (path, _) in self._terminals.items():
-            if path == terminal:
+        for descriptor, known in self._terminals.items():
+            if known.path == terminal:
                 write_patiently(descriptor, data)
 
     def close(self) -> None:
@@ -89,22 +116,41 @@ class Keyboard:
                 continue
             try:
                 before = termios.tcgetattr(fd)
-                raw = list(before)
-                raw[3] &= ~(termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
-                raw[6] = list(before[6])
-                raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
-                termios.tcsetattr(fd, termios.TCSANOW, raw)
+                keys = list(before)
+                keys[1] |= termios.OPOST | termios.ONLCR
+                keys[3] &= ~(termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
+                # No character is special: none is lost that arrives during a read.
+                keys[6] = [b"\0"] * len(before[6])
+                keys[6][termios.VMIN], keys[6][termios.VTIME] = 1, 0
+                reading = list(keys)
+                reading[3] |= termios.ICANON
+                termios.tcsetattr(fd, termios.TCSANOW, keys)
             except termios.error:  # Not a terminal.
                 os.close(fd)
                 continue
-            self._terminals[fd] = (path, before)
+            self._terminals[fd] = _Terminal(path, before, keys, reading)
+
+    def _read(self, descriptor: int, terminal: _Terminal) -> int:
+        """Fill the buffer; 0 when the terminal is gone."""
+        import termios
+
+        try:
+            termios.tcsetattr(descriptor, termios.TCSANOW, terminal.reading)
+            try:
+                count = os.readv(descriptor, [self._buffer])
+            finally:
+                termios.tcsetattr(descriptor, termios.TCSANOW, terminal.keys)
+        except termios.error as error:
+            raise OSError(*error.args) from None
+        # A lone NUL, as a break on a serial line is one, ends a canonical line and is not part of it.
+        return count or os.readv(descriptor, [self._buffer])
 
     def _forget(self, descriptor: int) -> None:
         import termios
 
-        _, before = self._terminals.pop(descriptor)
+        terminal = self._terminals.pop(descriptor)
         try:
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+            termios.tcsetattr(descriptor, termios.TCSANOW, terminal.before)
         except termios.error:
             pass
         os.close(descriptor)

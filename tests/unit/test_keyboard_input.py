@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import termios
 from collections.abc import Iterator
 
@@ -16,8 +17,8 @@ class Ear:
     def __init__(self) -> None:
         self.heard: list[tuple[str, bytes]] = []
 
-    def typed(self, terminal: str, data: bytes) -> None:
-        self.heard.append((terminal, data))
+    def typed(self, terminal: str, data: bytearray) -> None:
+        self.heard.append((terminal, bytes(data)))
 
 
 @pytest.fixture
@@ -33,8 +34,12 @@ def terminals(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, str]]
 
 
 def type_and_read(keyboard: Keyboard, controller: int, data: bytes) -> None:
+    """Wait until it is there: a terminal hands on what is written to its other end in its own time."""
     os.write(controller, data)
+    poll = select.poll()
     for descriptor in keyboard.descriptors():
+        poll.register(descriptor, select.POLLIN)
+    for descriptor, _ in poll.poll(10_000):
         keyboard.read(descriptor)
 
 
@@ -52,6 +57,35 @@ def test_the_newest_listener_hears_every_console_and_signals_are_bytes(
     assert first.heard == [(terminals[0][1], b"x")]
     keyboard.leave(first)
     assert keyboard.descriptors() == ()
+
+
+def test_every_byte_arrives_and_a_break_is_no_end(terminals: list[tuple[int, str]]) -> None:
+    keyboard, ear = Keyboard(), Ear()
+    keyboard.listen(ear)
+    # A break on a serial line is a NUL; at the end of a read it is dropped.
+    type_and_read(keyboard, terminals[0][0], b"\0")
+    assert len(keyboard.descriptors()) == 2
+    for byte in range(1, 256):
+        type_and_read(keyboard, terminals[0][0], bytes((byte,)))
+    heard = b"".join(data for _, data in ear.heard)
+    assert heard == bytes(range(1, 256)).replace(b"\r", b"\n")
+    keyboard.leave(ear)
+
+
+def test_nothing_that_was_typed_stays_in_the_buffers(terminals: list[tuple[int, str]]) -> None:
+    kept: list[bytearray] = []
+
+    class Keeper:
+        def typed(self, terminal: str, data: bytearray) -> None:
+            assert data == b"secret"
+            kept.append(data)
+
+    keyboard, ear = Keyboard(), Keeper()
+    keyboard.listen(ear)
+    type_and_read(keyboard, terminals[0][0], b"secret")
+    assert kept == [bytearray(6)]
+    assert not any(keyboard._buffer)
+    keyboard.leave(ear)
 
 
 def test_terminals_are_given_back_as_they_were(terminals: list[tuple[int, str]]) -> None:
