@@ -8,6 +8,7 @@ person must see is written to the console itself. A console that is absent or br
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 from pyinit.kernel.terminal import active_consoles, write_patiently
 from pyinit.record import Record
@@ -19,6 +20,16 @@ _KMSG_LIMIT_PATH = "/proc/sys/kernel/printk_devkmsg"
 _LEVELS = {"error": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
 
 
+class LastLine(Protocol):
+    """What stands in the last line of the consoles while others write: a question with what was typed."""
+
+    def lift(self, terminal: str) -> bytes:
+        """What makes room for a line of somebody else."""
+
+    def lay(self, terminal: str) -> bytes:
+        """What shows it again below."""
+
+
 class Console:
     """The log and the screen of PID 1."""
 
@@ -28,6 +39,8 @@ class Console:
         """``info`` lines go to the console themselves, whatever the kernel shows (``rd.info``)."""
         self.verbose = False
         """``debug`` lines too (``rd.debug``)."""
+        self.last_line: LastLine | None = None
+        """Kept in sight when lines are written."""
         self._kmsg = -1
         self._kmsg_limit = b""
         self._screens: list[str] = []
@@ -99,14 +112,23 @@ class Console:
         if not self._screens:
             write_patiently(2, data)
         for path in self._screens:
-            # Opened anew each time: when a shell that owned the terminal ends, the kernel hangs up every open
-            # file of it (tty_vhangup_session). Nonblocking would be inherited by children with descriptor 2.
-            try:
-                fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError:
-                continue
-            write_patiently(fd, data)
-            os.close(fd)
+            self.write_to(path, data)
+
+    def write_to(self, path: str, data: bytes) -> None:
+        """Write to one terminal, above its last line."""
+        # Opened anew each time: when a shell that owned the terminal ends, the kernel hangs up every open
+        # file of it (tty_vhangup_session). Nonblocking would be inherited by children with descriptor 2.
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return
+        keep = self.last_line
+        write_patiently(fd, keep.lift(path) + data + keep.lay(path) if keep else data)
+        os.close(fd)
+
+    def screens(self) -> tuple[str, ...]:
+        """The terminals that are written to."""
+        return tuple(self._screens)
 
     def _keep(self, level: str, text: str, *, shown: bool = False) -> None:
         self.record.message(level, text)
