@@ -18,7 +18,7 @@ from pyinit.context import Context, read
 from pyinit.devices import udev
 from pyinit.devices.udev import Devices, UdevDaemon
 from pyinit.devices.view import DeviceView
-from pyinit.devices.waiting import Waiter, Want, describe
+from pyinit.devices.waiting import ShellWanted, Waiter, Want, describe
 from pyinit.errors import BootError
 from pyinit.kernel import mountinfo
 from pyinit.kernel.files import is_mounted, read_if_there, write_if_possible
@@ -135,7 +135,13 @@ class Boot(Context):
         if self.waiter is None:
             devices = Devices(self.sealed.libraries)
             self.waiter = Waiter(
-                devices, self.daemon, self.children, self.console, self.assemblers, self.keyboard
+                devices,
+                self.daemon,
+                self.children,
+                self.console,
+                self.assemblers,
+                self.keyboard,
+                may_open_shell=lambda: self.guard.policy().open,
             )
         # What appeared before udevd listened has no driver from it: a disk behind a controller, say.
         self.modules.load_for_devices()
@@ -286,6 +292,13 @@ class Boot(Context):
                 stage()
                 if name == "cmdline":
                     self._call_hooks(name)
+            except ShellWanted:
+                if entry:
+                    entry.update(end=now(), outcome="interrupted")
+                self.guard.stop_in(name)
+                if self._must_start_again():
+                    return False
+                continue
             except BaseException as exception:
                 if entry:
                     code = exception.code if isinstance(exception, BootError) else "E-INTERNAL"

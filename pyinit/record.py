@@ -11,10 +11,12 @@ Schema 1; every time is in microseconds of CLOCK_MONOTONIC, which starts with th
 ``started``
     when the first line of pyinit ran.
 ``stages``
-    ``name``, ``start``, ``end``, ``outcome`` (``done``, or the code of the failure), one for each attempt.
+    ``name``, ``start``, ``end``, ``outcome`` (``done``, the code of the failure, or ``interrupted`` by a
+    person who wanted a shell), one for each attempt.
 ``wants``
-    ``name``, ``spec``, ``asked``, ``ended``, ``outcome`` (``satisfied``, ``expired``, ``ambiguous``),
-    ``by`` (the device) and ``event`` (the udev action that brought it, or ``enumerated``).
+    ``name``, ``spec``, ``asked``, ``ended``, ``outcome`` (``satisfied``, ``expired``, ``ambiguous``, or
+    ``interrupted`` by a person who wanted a shell), ``by`` (the device) and ``event`` (the udev action that
+    brought it, or ``enumerated``).
 ``modules``
     ``name``, ``start``, ``end``, ``result`` (``loaded``, ``present``, or the error).
 ``children``

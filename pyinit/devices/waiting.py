@@ -10,7 +10,7 @@ import select
 from collections.abc import Callable, Collection, Sequence
 from math import inf
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pyinit.devices.udev import Devices, UdevDaemon, trigger_devices
 from pyinit.devices.view import DeviceView
@@ -21,8 +21,12 @@ from pyinit.kernel.process import Children
 from pyinit.record import now
 from pyinit.text import printable
 
-FIRST_NOTICE = 5.0
-NEXT_NOTICE = 10.0
+if TYPE_CHECKING:
+    from pyinit.devices.progress import Progress
+
+# After so many seconds a person is told, and may press keys: see pyinit.devices.progress, which is not
+# imported before.
+PATIENCE = 5.0
 FULL_COLDPLUG = 1.0
 # A device that matches is used at once, unless the kernel has announced other block devices that udevd has
 # not looked at yet: a copy of the root could be among them, and which of the two is first must not decide.
@@ -40,6 +44,10 @@ class Want(NamedTuple):
     """The devices that satisfy it among those known; more than one means that it is ambiguous."""
     timeout: float | None
     """Seconds until it expires; None: never."""
+
+
+class ShellWanted(Exception):
+    """A person pressed the key for a shell while the boot waited."""
 
 
 class Assembler(Protocol):
@@ -82,15 +90,19 @@ class Waiter:
         console: Console,
         assemblers: Sequence[Assembler] = (),
         keyboard: Keyboard | None = None,
+        may_open_shell: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``may_open_shell``: whether keys are read, one of which asks for a shell."""
         self._devices = devices
         self._daemon = daemon
         self._children = children
         self._console = console
         self._assemblers = assemblers
         self._keyboard = keyboard or Keyboard()
+        self._may_open_shell = may_open_shell
         self.known: dict[str, DeviceView] = {}
         self._coldplugged = False
+        self._progress: Progress | None = None
 
     def wait(self, want: Want) -> DeviceView:
         """Return the device that satisfies ``want``, the moment udevd has processed it.
@@ -99,17 +111,23 @@ class Waiter:
         ``OTHERS_GRACE`` seconds, so that a second device that matches is seen.
 
         Raises :class:`BootError`: ``E-DEV`` when the want expires, ``E-AMBIG`` when several devices satisfy
-        it, ``E-UDEV`` when udevd cannot be kept running.
+        it, ``E-UDEV`` when udevd cannot be kept running; :class:`ShellWanted` when a person asks for a shell.
         """
-        asked = monotonic()
         entry = self._console.record.add(
             "wants", name=want.name, spec=want.spec, asked=now(), ended=0, outcome="", by="", event=""
         )
+        try:
+            return self._wait(want, entry)
+        finally:
+            self._end_progress()
+
+    def _wait(self, want: Want, entry: dict[str, Any]) -> DeviceView:
+        asked = monotonic()
         poll = select.poll()
         poll.register(self._devices.fileno(), select.POLLIN)
         poll.register(self._children.watch(), select.POLLIN)
         deadline = None if want.timeout is None else asked + want.timeout
-        notice = asked + FIRST_NOTICE
+        notice = asked + PATIENCE
         coldplug = asked + FULL_COLDPLUG
         grace = inf
         if self._daemon.restart_if_dead():
@@ -134,13 +152,13 @@ class Waiter:
                 return found[0]
             if deadline is not None and moment >= deadline and not found:
                 entry.update(ended=now(), outcome="expired")
-                raise BootError("E-DEV", f"{want.name}: {want.spec} did not appear within {want.timeout:g} s")
+                waited = deadline - asked
+                raise BootError("E-DEV", f"{want.name}: {want.spec} did not appear within {waited:.6g} s")
             if not self._coldplugged and moment >= coldplug:
                 self._coldplugged = True
                 trigger_devices(everything=True)
             if moment >= notice:
-                self._tell(want, moment - asked, deadline and deadline - moment)
-                notice = moment + NEXT_NOTICE
+                notice = self._tell(want, moment, asked, deadline)
             times = [notice, grace, *(stack.wake() for stack in self._assemblers)]
             if deadline is not None and not found:
                 times.append(deadline)
@@ -154,6 +172,14 @@ class Waiter:
                 poll.unregister(descriptor)
                 if descriptor in ready:
                     self._keyboard.read(descriptor)
+            if self._progress:
+                notice = self._progress.due
+                if self._progress.shell_wanted:
+                    entry.update(ended=now(), outcome="interrupted")
+                    raise ShellWanted
+                if deadline is not None:
+                    deadline += self._progress.seconds_wanted
+                self._progress.seconds_wanted = 0.0
             changed = bool(ready)
             event = self._collect(ready, poll) or event
 
@@ -200,13 +226,26 @@ class Waiter:
         processed = {view.name for view in self.known.values() if view.initialized}
         return any(name not in processed and self._devices.size(name) for name in self._devices.names())
 
-    def _tell(self, want: Want, waited: float, left: float | None) -> None:
+    def _end_progress(self) -> None:
+        if self._progress:
+            self._progress.end()
+            self._progress = None
+
+    def _tell(self, want: Want, moment: float, asked: float, deadline: float | None) -> float:
+        """Say what is awaited and what is missing; returns when to do it again."""
+        if self._progress is None:
+            from pyinit.devices.progress import Progress
+
+            self._progress = Progress(
+                self._console, self._keyboard, want.timeout, shell=self._may_open_shell()
+            )
         present = [view.node for view in self.known.values() if view.node]
-        names = ", ".join(sorted(printable(node) for node in present)) or "none"
-        limit = "for ever (rootwait)" if left is None else f"{left:.0f} s more"
-        self._console.notice(
-            f"waiting for {want.name}: {want.spec} since {int(waited)} s, {limit}; block devices: {names}"
-        )
+        missing = ["block devices: " + (", ".join(sorted(map(printable, present))) or "none")]
+        for stack in self._assemblers:
+            missing += (f"{stack.name}: {line}" for line in stack.waits_for())
+        left = None if deadline is None else max(0.0, deadline - moment)
+        self._progress.tell(moment, f"{want.name}: {want.spec}", moment - asked, left, missing)
+        return self._progress.due
 
 
 def _ambiguous(want: Want, found: list[DeviceView]) -> BootError:

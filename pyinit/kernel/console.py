@@ -112,15 +112,23 @@ class Console:
         if not self._screens:
             write_patiently(2, data)
         for path in self._screens:
-            # Opened anew each time: when a shell that owned the terminal ends, the kernel hangs up every open
-            # file of it (tty_vhangup_session). Nonblocking would be inherited by children with descriptor 2.
-            try:
-                fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError:
-                continue
-            keep = self.last_line
-            write_patiently(fd, keep.lift(path) + data + keep.lay(path) if keep else data)
-            os.close(fd)
+            self.write_to(path, data)
+
+    def write_to(self, path: str, data: bytes) -> None:
+        """Write to one terminal, above its last line."""
+        # Opened anew each time: when a shell that owned the terminal ends, the kernel hangs up every open
+        # file of it (tty_vhangup_session). Nonblocking would be inherited by children with descriptor 2.
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return
+        keep = self.last_line
+        write_patiently(fd, keep.lift(path) + data + keep.lay(path) if keep else data)
+        os.close(fd)
+
+    def screens(self) -> tuple[str, ...]:
+        """The terminals that are written to."""
+        return tuple(self._screens)
 
     def _keep(self, level: str, text: str, *, shown: bool = False) -> None:
         self.record.message(level, text)

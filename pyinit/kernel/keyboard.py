@@ -44,10 +44,10 @@ class Keyboard:
         self._terminals: dict[int, _Terminal] = {}
         self._buffer = bytearray(_CHUNK)
 
-    def listen(self, listener: Listener) -> None:
-        """Let a listener have what is typed from now on, before those that came earlier."""
+    def listen(self, listener: Listener, *, behind: bool = False) -> None:
+        """Let a listener have what is typed from now on, before all others or behind them."""
         if listener not in self._listeners:
-            self._listeners.append(listener)
+            self._listeners.insert(0 if behind else len(self._listeners), listener)
         if not self._terminals:
             self._open()
 

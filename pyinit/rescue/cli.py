@@ -99,7 +99,7 @@ def _explain(words: list[str]) -> int:
         print("\n".join(tell(code)))
         return 0
     lines = _failure()
-    print("\n".join(lines) if lines else "Nothing has failed: this shell was asked for with rd.break.")
+    print("\n".join(lines) if lines else "Nothing has failed: this shell was asked for.")
     return 0
 
 

@@ -25,15 +25,23 @@ class Guard:
 
     def stop_before(self, stage: str) -> None:
         """Open the shell that rd.break asks for, if one is allowed."""
-        context, policy = self._context, self.policy()
-        if not policy.open:
-            context.console.warning(f"rd.break={stage} is ignored: no shell is allowed here")
+        if not self.policy().open:
+            self._context.console.warning(f"rd.break={stage} is ignored: no shell is allowed here")
             return
+        self._stop(stage, f"stopped before {stage}, as rd.break asks")
+
+    def stop_in(self, stage: str) -> None:
+        """Open the shell that a key asked for while the boot waited, if one is allowed."""
+        if self.policy().open:
+            self._stop(stage, f"stopped in {stage}, as a key asked for it")
+
+    def _stop(self, stage: str, why: str) -> None:
+        context = self._context
+        context.console.notice(why)
         self.write_record()
         remove_if_there(FAILURE_PATH)
         context.close_volumes()
-        context.console.notice(f"stopped before {stage}, as rd.break asks")
-        policy.run_shell(stage, context.children, context.console)
+        self.policy().run_shell(stage, context.children, context.console)
 
     def fail(self, stage: str, exception: BaseException) -> None:
         """Explain a failure, keep it for a report, then let the policy decide; returns to try again."""

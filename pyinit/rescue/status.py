@@ -20,7 +20,7 @@ class Facts(NamedTuple):
     stage: str
     """The stage that the shell was opened for; empty when that is not known."""
     failure: str
-    """The first line of the last explanation; empty for a break point."""
+    """The first line of the last explanation; empty when a person asked for the shell."""
     overrides: tuple[str, ...]
     """The lines that ``pyinit set`` left."""
     root: str
@@ -40,10 +40,14 @@ def status(facts: Facts) -> list[str]:
     modules = f"{loaded} loaded"
     if failed:
         modules += ", refused: " + ", ".join(f"{module['name']} ({module['result']})" for module in failed)
+    last = record["stages"][-1] if record["stages"] else None
+    pressed = not facts.failure and last is not None and last["outcome"] == "interrupted"
+    where = "in" if facts.failure or pressed else "before"
+    why = "a key was pressed while it waited" if pressed else "rd.break asks for it"
     rows = [
         ("pyinit", f"{record['version']}, Linux {record['kernel']}"),
-        ("stopped", f"{'in' if facts.failure else 'before'} {facts.stage or 'an unknown stage'}"),
-        ("because", facts.failure or "rd.break asks for it"),
+        ("stopped", f"{where} {facts.stage or 'an unknown stage'}"),
+        ("because", facts.failure or why),
         ("asked for", record["cmdline"] or "nothing: the command line is empty"),
         *(("set here", line) for line in facts.overrides),
         ("root", facts.root or f"nothing is mounted on {SYSROOT}"),
