@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import subprocess
 import tomllib
 from collections.abc import Callable, Generator
 from fnmatch import fnmatchcase
@@ -10,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fault_matrix
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -114,3 +117,40 @@ def _fail_unless_allowed(report: pytest.TestReport | pytest.CollectReport) -> No
     report.longrepr = (
         f"{reason}\n\nSkipped, which CI does not accept unless {ALLOWED_SKIPS.name} has the test."
     )
+
+
+class _FaultResults:
+    """Keeps what the tests of the fault matrix came to, for ``scripts/faults``."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[str, list[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if fault_matrix.MARKER in report.keywords and (report.when == "call" or not report.passed):
+            self._outcomes.setdefault(report.nodeid.partition("[")[0], []).append(report.outcome)
+
+    def pytest_sessionfinish(self) -> None:
+        if not self._outcomes:
+            return
+        known = fault_matrix.read_results(fault_matrix.LAST_RUN)
+        commit, today = _commit(), datetime.date.today().isoformat()
+        for test, outcomes in self._outcomes.items():
+            known[test] = fault_matrix.Result(fault_matrix.worst(outcomes), commit, today)
+        fault_matrix.write_results(fault_matrix.LAST_RUN, known)
+
+
+def _commit() -> str:
+    """The commit that is tested, with a ``+`` when files differ from it; ``unknown`` outside a repository."""
+    said = subprocess.run(
+        ("git", "describe", "--always", "--dirty=+"),
+        cwd=fault_matrix.REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    return said.stdout.strip() or "unknown"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Under pytest-xdist all reports come to the process that has no workerinput.
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_FaultResults())

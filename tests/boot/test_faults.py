@@ -34,6 +34,7 @@ def disk(small_disk: Callable[..., Path]) -> Disk:
     return Disk(small_disk())
 
 
+@pytest.mark.fault("F5")
 def test_an_unreadable_superblock_is_explained_and_the_boot_goes_on_once_it_is_read(
     start: Callable[..., Machine], disk: Disk, witness_of: Testimony
 ) -> None:
@@ -76,6 +77,7 @@ def test_errors_at_a_chosen_moment_leave_a_shell_that_can_tell(
     assert witness_of(vm).pid == 1
 
 
+@pytest.mark.fault("D3")
 def test_a_root_that_is_pulled_out_and_comes_back_is_found(
     start: Callable[..., Machine], disk: Disk, generic: Path, witness_of: Testimony
 ) -> None:
@@ -89,6 +91,7 @@ def test_a_root_that_is_pulled_out_and_comes_back_is_found(
     assert witness_of(vm).root.device == "sda1"
 
 
+@pytest.mark.fault("D5")
 def test_two_disks_with_one_label_are_refused_and_both_named(
     start: Callable[..., Machine], disk: Disk
 ) -> None:
@@ -99,6 +102,7 @@ def test_two_disks_with_one_label_are_refused_and_both_named(
     vm.stop()
 
 
+@pytest.mark.fault("D7")
 def test_the_root_is_found_among_two_hundred_disks(
     start: Callable[..., Machine],
     disk: Disk,

@@ -46,6 +46,7 @@ def arrive(
     return go
 
 
+@pytest.mark.fault("K5", "row-10")
 def test_environment_words_reach_neither_the_interpreter_nor_the_loader(
     arrive: Callable[..., Witness],
 ) -> None:
@@ -54,6 +55,7 @@ def test_environment_words_reach_neither_the_interpreter_nor_the_loader(
     assert seen.environment == {"HOME": "/", "TERM": "linux", **kept}
 
 
+@pytest.mark.fault("K3", "row-11")
 def test_raw_bytes_and_quotes_on_the_command_line(arrive: Callable[..., Witness]) -> None:
     seen = arrive('odd=\xff\xfe rd.nonsense=\x1b[2J "quoted word" x="a b')
     assert seen.pid == 1
@@ -63,6 +65,7 @@ def test_a_type_that_does_not_fit_is_followed_by_the_one_udev_found(arrive: Call
     assert arrive("rootfstype=nonsense,vfat").root.type == "ext4"
 
 
+@pytest.mark.fault("F6")
 def test_rw_on_a_medium_that_cannot_be_written(
     boot: Callable[..., Machine],
     bookworm: DebianRoot,
@@ -147,5 +150,6 @@ def test_an_image_whose_policy_cannot_be_read_opens_no_shell_and_ends_as_the_lin
     vm.stop()
 
 
+@pytest.mark.fault("X1")
 def test_160_mib_of_memory_are_enough(arrive: Callable[..., Witness]) -> None:
     assert arrive(memory=160 * MIB).pid == 1

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.boot
 
 
 @pytest.mark.parametrize("interface", ["virtio", "scsi"])
+@pytest.mark.fault("D1")
 def test_a_disk_plugged_in_after_ten_seconds_is_used_when_it_appears(
     interface: str,
     boot: Callable[..., Machine],

@@ -43,6 +43,7 @@ def explanation(vm: Machine) -> list[str]:
     return lines
 
 
+@pytest.mark.fault("K2")
 def test_a_wrong_root_is_explained_corrected_in_the_shell_and_booted(
     start: Start, witness_of: Callable[[Machine], Witness]
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_root_mounted_by_hand_is_used(start: Start, witness_of: Callable[[Mach
     assert witness_of(vm).root.device == "vda1"
 
 
+@pytest.mark.fault("K1")
 def test_without_root_the_devices_are_named(start: Start, witness_of: Callable[[Machine], Witness]) -> None:
     vm = start("")
     shell = Shell.rescue(vm, "initqueue")
@@ -102,6 +104,7 @@ def test_without_root_the_devices_are_named(start: Start, witness_of: Callable[[
     assert witness_of(vm).root.device == "vda1"
 
 
+@pytest.mark.fault("D5", "row-19")
 def test_two_roots_of_one_name_stop_the_boot(start: Start, witness_of: Callable[[Machine], Witness]) -> None:
     vm = start("root=LABEL=small-root", disks=2)
     shell = Shell.rescue(vm, "initqueue")
@@ -113,6 +116,7 @@ def test_two_roots_of_one_name_stop_the_boot(start: Start, witness_of: Callable[
     assert witness_of(vm).root.device == "vdb1"
 
 
+@pytest.mark.fault("F5")
 def test_a_root_that_cannot_be_mounted_is_explained_with_the_kernels_words(
     start: Start, witness_of: Callable[[Machine], Witness]
 ) -> None:
@@ -129,6 +133,7 @@ def test_a_root_that_cannot_be_mounted_is_explained_with_the_kernels_words(
     assert "noatime" in witness_of(vm).root.options
 
 
+@pytest.mark.fault("K7")
 def test_an_init_that_is_not_there_is_explained_before_anything_is_moved(
     start: Start, witness_of: Callable[[Machine], Witness]
 ) -> None:
@@ -187,6 +192,7 @@ def test_a_shell_has_a_terminal_of_its_own(start: Start) -> None:
     vm.stop()
 
 
+@pytest.mark.fault("A1", "A3", "row-2", "row-12")
 def test_an_image_without_shell_never_opens_one(
     boot: Callable[..., Machine],
     bookworm: DebianRoot,
@@ -204,6 +210,7 @@ def test_an_image_without_shell_never_opens_one(
     assert "pyinit:initqueue#" not in vm.console
 
 
+@pytest.mark.fault("P3")
 def test_ctrl_alt_del_restarts_the_machine_even_while_it_waits(start: Start) -> None:
     vm = start("root=LABEL=none rd.timeout=600")
     vm.expect("waiting for root: LABEL=none")
@@ -212,6 +219,7 @@ def test_ctrl_alt_del_restarts_the_machine_even_while_it_waits(start: Start) -> 
     vm.stop()
 
 
+@pytest.mark.fault("P5")
 def test_udevd_is_started_again_when_it_dies(start: Start, witness_of: Callable[[Machine], Witness]) -> None:
     vm = start("rd.break=initqueue root=LABEL=small-root")
     shell = Shell.rescue(vm, "initqueue")
@@ -242,6 +250,7 @@ def test_what_is_set_right_before_the_switch_still_counts(
     assert not seen.root.read_only
 
 
+@pytest.mark.fault("P5")
 def test_udevd_that_cannot_run_is_explained_and_tried_again(
     start: Start, witness_of: Callable[[Machine], Witness]
 ) -> None:

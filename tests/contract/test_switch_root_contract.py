@@ -145,6 +145,7 @@ def test_nothing_of_the_initramfs_is_left(perform: Perform, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.fault("R1", "row-17")
 def test_no_file_of_another_mount_is_deleted(perform: Perform, mode: str) -> None:
     seen = perform("extra_mounts", mode)
     assert seen.read("check").splitlines() == [
@@ -159,6 +160,7 @@ def test_no_file_of_another_mount_is_deleted(perform: Perform, mode: str) -> Non
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.fault("R1", "row-17")
 def test_layers_of_an_overlay_that_lie_in_the_initramfs_stay(perform: Perform, mode: str) -> None:
     seen = perform("overlay", mode)
     assert seen.read("check") == "/check/overlay/file upper\n"
@@ -171,6 +173,7 @@ def test_layers_of_an_overlay_that_lie_in_the_initramfs_stay(perform: Perform, m
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.fault("R1", "row-17")
 def test_an_initramfs_that_is_bound_into_the_new_root_is_not_deleted(perform: Perform, mode: str) -> None:
     seen = perform("whole_initramfs_needed", mode)
     assert seen.read("check") == "/check/all/file part of the initramfs\n"
@@ -178,6 +181,7 @@ def test_an_initramfs_that_is_bound_into_the_new_root_is_not_deleted(perform: Pe
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.fault("R4")
 def test_a_file_that_cannot_be_deleted_does_not_stop_the_boot(perform: Perform, mode: str) -> None:
     seen = perform("undeletable", mode)
     assert seen.initramfs == ["usr", "usr/immutable"]
@@ -201,6 +205,7 @@ def test_emptying_enters_no_mount(perform: Perform) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.fault("R2", "row-18")
 def test_links_in_the_new_root_lead_no_mount_astray(perform: Perform, mode: str) -> None:
     outcome = perform("symlink_traps", mode, boots=False).outcome
     assert (outcome["code"], outcome["stranded"], outcome["unchanged"]) == ("E-ROOTFS", False, True)
@@ -253,6 +258,7 @@ def test_the_next_candidate_is_executed_when_the_chosen_one_fails(perform: Perfo
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.fault("R6")
 def test_an_exec_that_fails_after_the_switch_is_told(perform: Perform, mode: str) -> None:
     outcome = perform("nothing_to_execute", mode, boots=False).outcome
     assert outcome["code"] == "E-INIT"

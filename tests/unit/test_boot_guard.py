@@ -73,6 +73,7 @@ def failing(*exceptions: BaseException) -> Callable[[], None]:
     ],
     ids=lambda exception: type(exception).__name__,
 )
+@pytest.mark.fault("P4")
 def test_any_exception_is_explained_and_the_stage_tried_again(
     exception: BaseException, boot: Boot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
