@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from time import sleep
+from time import monotonic_ns, sleep
+
+# Before everything else: what is imported from here on is part of the boot.
+STARTED = monotonic_ns() // 1000
+
+import os  # noqa: E402
+import sys  # noqa: E402
 
 
 def main() -> None:
@@ -18,7 +22,7 @@ def main() -> None:
         from pyinit.boot import Boot
 
         middle = words.index(b"") if b"" in words else len(words)
-        Boot(words[:middle], words[middle + 1 :]).run()
+        Boot(words[:middle], words[middle + 1 :], STARTED).run()
     except BaseException as exception:
         _last_guard(exception)
 

@@ -41,8 +41,10 @@ LOOK_AROUND = 3.0
 class Boot(Context):
     """The stages of one boot, over its state."""
 
-    def __init__(self, kernel_environ: list[bytes], kernel_argv: list[bytes]) -> None:
-        super().__init__(kernel_environ, kernel_argv)
+    def __init__(
+        self, kernel_environ: list[bytes], kernel_argv: list[bytes], started: int | None = None
+    ) -> None:
+        super().__init__(kernel_environ, kernel_argv, started)
         self.guard = Guard(self)
         self._breaks_done: set[str] = set()
         self._hooks_done: set[tuple[str, str]] = set()
