@@ -21,9 +21,10 @@ from typing import Any
 from pyinit.text import printable
 from pyinit_qemu.moments import Line, read_moments
 
-WORDS = "initcall_debug initramfs_async=0 log_buf_len=4M"
-"""Words of the kernel command line: initcalls are logged, and the image is unpacked in one piece, so that
-its share can be told (Documentation/admin-guide/kernel-parameters.txt)."""
+WORDS = "initcall_debug initramfs_async=0 log_buf_len=4M trace_clock=mono"
+"""Words of the kernel command line: initcalls are logged, the image is unpacked in one piece, so that its
+share can be told, and traces are stamped with the clock of the boot record
+(Documentation/admin-guide/kernel-parameters.txt)."""
 
 _INITCALL = re.compile(
     r"initcall ([A-Za-z0-9_.]{1,128})\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[([a-z0-9_]{1,64})\])?"

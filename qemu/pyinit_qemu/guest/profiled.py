@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TRACING = "/sys/kernel/tracing"
-# CLOCK_MONOTONIC, as in the boot record (Documentation/trace/ftrace.rst, trace_clock).
-SETTINGS = {"trace_clock": "mono", "set_event": "sched:sched_switch"}
+EVENTS = "sched:sched_switch"
 
 imports: list[tuple[str, int, int]] = []
 
@@ -52,9 +51,8 @@ def _join_in() -> None:
 
         try:
             mount("tracefs", TRACING, "tracefs")
-            for name, value in SETTINGS.items():
-                with open(f"{TRACING}/{name}", "w") as file:
-                    file.write(value)
+            with open(f"{TRACING}/set_event", "w") as file:
+                file.write(EVENTS)
         except OSError as error:
             warn(f"no tracing: {error.strerror}")
 
