@@ -7,6 +7,7 @@ from time import monotonic_ns, sleep
 # Before everything else: what is imported from here on is part of the boot.
 STARTED = monotonic_ns() // 1000
 
+import gc  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 
@@ -19,6 +20,10 @@ def main() -> None:
             "pyinit is PID 1 of an initramfs; it does nothing as another process. See pyinit-image --help."
         )
     try:
+        gc.disable()  # A boot makes little garbage, and PID 1 is soon another program.
+        from pyinit import lean_typing
+
+        lean_typing.install()
         from pyinit.boot import Boot
 
         middle = words.index(b"") if b"" in words else len(words)

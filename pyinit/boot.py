@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import Callable, Collection
@@ -234,7 +233,6 @@ class Boot(Context):
     # What holds the stages together.
 
     def _first_of_all(self) -> None:
-        gc.disable()  # A boot makes little garbage, and PID 1 is soon another program.
         while True:
             try:
                 try:
