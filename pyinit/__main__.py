@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from time import sleep
+from time import monotonic_ns, sleep
+
+# Before everything else: what is imported from here on is part of the boot.
+STARTED = monotonic_ns() // 1000
+
+import gc  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
 
 
 def main() -> None:
@@ -15,10 +20,14 @@ def main() -> None:
             "pyinit is PID 1 of an initramfs; it does nothing as another process. See pyinit-image --help."
         )
     try:
+        gc.disable()  # A boot makes little garbage, and PID 1 is soon another program.
+        from pyinit import lean_typing
+
+        lean_typing.install()
         from pyinit.boot import Boot
 
         middle = words.index(b"") if b"" in words else len(words)
-        Boot(words[:middle], words[middle + 1 :]).run()
+        Boot(words[:middle], words[middle + 1 :], STARTED).run()
     except BaseException as exception:
         _last_guard(exception)
 

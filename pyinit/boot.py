@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import Callable, Collection
@@ -46,8 +45,10 @@ OPTIONAL_TIMEOUT = 5.0
 class Boot(Context):
     """The stages of one boot, over its state."""
 
-    def __init__(self, kernel_environ: list[bytes], kernel_argv: list[bytes]) -> None:
-        super().__init__(kernel_environ, kernel_argv)
+    def __init__(
+        self, kernel_environ: list[bytes], kernel_argv: list[bytes], started: int | None = None
+    ) -> None:
+        super().__init__(kernel_environ, kernel_argv, started)
         self.guard = Guard(self)
         self._breaks_done: set[str] = set()
         self._hooks_done: set[tuple[str, str]] = set()
@@ -245,7 +246,6 @@ class Boot(Context):
     # What holds the stages together.
 
     def _first_of_all(self) -> None:
-        gc.disable()  # A boot makes little garbage, and PID 1 is soon another program.
         while True:
             try:
                 try:

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 class Context:
     """The state of one boot."""
 
-    def __init__(self, kernel_environ: list[bytes], kernel_argv: list[bytes]) -> None:
+    def __init__(
+        self, kernel_environ: list[bytes], kernel_argv: list[bytes], started: int | None = None
+    ) -> None:
         self.kernel_environ = kernel_environ
         self.kernel_argv = kernel_argv
-        self.record = Record(VERSION, os.uname().release)
+        self.record = Record(VERSION, os.uname().release, started)
         self.console = Console(self.record)
         self.keyboard = Keyboard()
         self.children = Children(self.record)

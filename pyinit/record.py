@@ -8,8 +8,8 @@ Schema 1; every time is in microseconds of CLOCK_MONOTONIC, which starts with th
 
 ``schema``, ``version``, ``kernel``, ``cmdline``
     the number 1; pyinit's version; ``uname -r``; the effective command line, escaped.
-``started``
-    when the first line of pyinit ran.
+``started``, ``imported``
+    when the first line of pyinit ran, and when all that it needs for the good way was imported.
 ``stages``
     ``name``, ``start``, ``end``, ``outcome`` (``done``, the code of the failure, or ``interrupted`` by a
     person who wanted a shell), one for each attempt.
@@ -50,13 +50,15 @@ def now() -> int:
 class Record:
     """Collects the facts of one boot; :meth:`encode` gives the document."""
 
-    def __init__(self, version: str, kernel: str) -> None:
+    def __init__(self, version: str, kernel: str, started: int | None = None) -> None:
+        imported = now()
         self.data: dict[str, Any] = {
             "schema": 1,
             "version": version,
             "kernel": kernel,
             "cmdline": "",
-            "started": now(),
+            "started": imported if started is None else started,
+            "imported": imported,
             "stages": [],
             "wants": [],
             "modules": [],
@@ -90,7 +92,7 @@ def timeline(record: dict[str, Any]) -> list[str]:
     Milliseconds since the kernel started stand on the left, durations in the middle.
     """
     started = int(record["started"])
-    rows: list[tuple[int, int | None, str]] = [(started, None, "/init")]
+    rows: list[tuple[int, int | None, str]] = [(started, int(record["imported"]) - started, "/init: imports")]
     for stage in record["stages"]:
         outcome = "" if stage["outcome"] == "done" else f"  {stage['outcome']}"
         rows.append((stage["start"], stage["end"] - stage["start"], f"{stage['name']}{outcome}"))

@@ -12,8 +12,9 @@ OVERRIDES = "/run/initramfs/cmdline.d/90-pyinit.conf"
 # U+DCA0 when it stands alone; as the second half of a letter ("à" is c3 a0) it does not split a word here.
 _BLANK = " \t\n\v\f\r\udca0"
 # Every double quote switches protection of blanks on or off, wherever it stands; one that is never closed
-# protects the rest of the line.
-_WORD = re.compile(f'(?:[^"{_BLANK}]|"[^"]*(?:"|\\Z))+')
+# protects the rest of the line. Compiled when a line has one: that takes longer than all the rest.
+_WORD = f'(?:[^"{_BLANK}]|"[^"]*(?:"|\\Z))+'
+_TO_SPACES = dict.fromkeys(map(ord, _BLANK), " ")
 _FALSE = frozenset(("0", "no", "off"))
 
 
@@ -71,8 +72,12 @@ def parse(data: bytes) -> CommandLine:
     words: list[Word] = []
     init_args: list[str] = []
     dashes = 0
-    for match in _WORD.finditer(text):
-        word = _word(match[0])
+    if '"' in text:
+        raw_words = [match[0] for match in re.finditer(_WORD, text)]
+    else:
+        raw_words = [raw for raw in text.translate(_TO_SPACES).split(" ") if raw]
+    for raw in raw_words:
+        word = _word(raw)
         if word.key == "--" and word.value is None:
             dashes += 1
             if dashes == 2:

@@ -156,8 +156,9 @@ def _number(text: str) -> tuple[int, int] | None:
     return (major, minor) if major < 1 << 12 and minor < 1 << 20 else None
 
 
-_BY_TAG = re.compile("/dev/disk/by-(uuid|label|partuuid|partlabel)/([^/]+)")
-_ENCODED = re.compile(rb"\\x([0-9a-fA-F]{2})")
+# Compiled when they are needed, which mostly they are not.
+_BY_TAG = "/dev/disk/by-(uuid|label|partuuid|partlabel)/([^/]+)"
+_ENCODED = rb"\\x([0-9a-fA-F]{2})"
 
 
 def decode(text: str) -> str:
@@ -165,7 +166,7 @@ def decode(text: str) -> str:
     if "\\x" not in text:
         return text
     raw = text.encode("utf-8", "surrogateescape")
-    return _ENCODED.sub(lambda match: bytes((int(match[1], 16),)), raw).decode("utf-8", "surrogateescape")
+    return re.sub(_ENCODED, lambda match: bytes((int(match[1], 16),)), raw).decode("utf-8", "surrogateescape")
 
 
 def describe(spec: DeviceSpec) -> str:
@@ -242,7 +243,7 @@ def _carries(spec: DeviceSpec, device: DeviceView) -> bool:
 
 def _as_tag(spec: DeviceSpec) -> tuple[Kind, str]:
     """Return kind and value, those of the tag if the specification is a link that udev makes for a tag."""
-    match = _BY_TAG.fullmatch(spec.value) if spec.kind is Kind.PATH else None
+    match = re.fullmatch(_BY_TAG, spec.value) if spec.kind is Kind.PATH else None
     return (Kind(match[1].upper()), decode(match[2])) if match else (spec.kind, spec.value)
 
 

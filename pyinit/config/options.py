@@ -586,8 +586,10 @@ class _Reader:
         word, option = self.line.last(name), _BY_NAME[name]
         if word is None or (word.value is None and name == "rootwait"):
             return None
-        if re.fullmatch("-?[0-9]{1,10}", word.value or "", re.ASCII):
-            number = int(word.value or "")
+        value = word.value or ""
+        digits = value.removeprefix("-")
+        if digits.isascii() and digits.isdigit() and len(digits) <= 10:
+            number = int(value)
             if option.low <= number <= option.high:
                 return number
         self._refuse(word, option, f"a whole number from {option.low} to {option.high} is expected")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import select
-import socket
 import sys
 from collections.abc import Iterator
 from stat import S_ISVTX
@@ -22,6 +21,7 @@ from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.process import Children
+from pyinit.kernel.syscalls import datagram_socket
 from pyinit.text import printable
 
 NOTIFY_PATH = "/run/pyinit/udevd.notify"
@@ -42,16 +42,16 @@ class UdevDaemon:
         self._console = console
         self._pid = 0
         self._starts = 0
-        self._notify: socket.socket | None = None
+        self._notify = -1
 
     def start(self) -> None:
         """Start udevd without waiting for it; :class:`BootError` ``E-UDEV`` when it cannot be executed."""
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._close_notify()
         try:
             os.unlink(NOTIFY_PATH)
         except FileNotFoundError:
             pass
-        self._notify.bind(NOTIFY_PATH)
+        self._notify = datagram_socket(NOTIFY_PATH)
         # rd.udev.log_level= on the kernel command line overrules the level (kernel-command-line(7)).
         environment = {
             "NOTIFY_SOCKET": NOTIFY_PATH,
@@ -82,7 +82,7 @@ class UdevDaemon:
         """
         if not self._pid:
             self.start()
-        if self._notify is None:
+        if self._notify < 0:
             return
         deadline = monotonic() + START_TIMEOUT
         poll = select.poll()
@@ -92,7 +92,7 @@ class UdevDaemon:
         try:
             while True:
                 ready = {fd for fd, _ in poll.poll(max(0.0, deadline - monotonic()) * 1000)}
-                if self._notify.fileno() in ready and b"READY=1" in self._notify.recv(4096):
+                if self._notify in ready and b"READY=1" in os.read(self._notify, 4096):
                     break
                 if handle in ready:
                     self._failed(f"it ended at once ({_ending(self._children.status(self._pid))})")
@@ -100,8 +100,7 @@ class UdevDaemon:
                     self._failed(f"it was not ready after {START_TIMEOUT:.0f} s")
         finally:
             os.close(handle)
-        self._notify.close()
-        self._notify = None
+        self._close_notify()
         os.unlink(NOTIFY_PATH)
 
     def restart_if_dead(self) -> bool:
@@ -143,13 +142,16 @@ class UdevDaemon:
             except ProcessLookupError:
                 pass
 
+    def _close_notify(self) -> None:
+        if self._notify >= 0:
+            os.close(self._notify)
+            self._notify = -1
+
     def _failed(self, why: str) -> None:
         # The next try begins afresh.
         self._signal(9)
         self._pid = self._starts = 0
-        if self._notify is not None:
-            self._notify.close()
-            self._notify = None
+        self._close_notify()
         raise BootError(
             "E-UDEV",
             f"udevd does not run: {why}",
@@ -327,18 +329,43 @@ def _view(device: Any) -> DeviceView:
 
 
 def _import_pyudev(libraries: dict[str, str]) -> Any:
-    """Import pyudev with its library look-up answered from the image's configuration.
+    """Import pyudev without what it imports for functions that are not called here.
 
     ctypes.util.find_library runs ldconfig, gcc or ld to find a library, none of which is in the image, and
-    importing ctypes.util alone pulls in tempfile and random, which reads random numbers.
+    importing ctypes.util alone pulls in tempfile and random, which reads random numbers: the image's
+    configuration answers instead. subprocess, datetime and threading are for the version of udevadm, the age
+    of a device and the class MonitorObserver, and take longer than pyudev itself.
     """
     if "ctypes.util" not in sys.modules:
         shim = ModuleType("ctypes.util")
         vars(shim)["find_library"] = libraries.get
         sys.modules["ctypes.util"] = vars(ctypes)["util"] = shim
-    import pyudev
-
+    unused = {"subprocess": "check_output", "datetime": "timedelta", "threading": "Thread"}
+    stand_ins = {
+        module: _stand_in(module, name) for module, name in unused.items() if module not in sys.modules
+    }
+    sys.modules.update(stand_ins)
+    try:
+        import pyudev
+    finally:
+        for module, stand_in in stand_ins.items():
+            if sys.modules.get(module) is stand_in:
+                del sys.modules[module]
     return pyudev
+
+
+def _stand_in(module: str, name: str) -> ModuleType:
+    """A module with one name in it, for a class that is never used; any other name is the real module's."""
+
+    def real(other: str) -> object:
+        if other.startswith("__"):
+            raise AttributeError(other)
+        sys.modules.pop(module, None)
+        return getattr(__import__(module), other)
+
+    stand_in = ModuleType(module)
+    vars(stand_in).update({name: object, "__getattr__": real})
+    return stand_in
 
 
 def _ending(status: int | None) -> str:

@@ -17,7 +17,7 @@ class ApiMount(NamedTuple):
     source: str
     target: str
     fstype: str
-    flags: MS
+    flags: int
     data: str
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_ESCAPE = rb"\\([0-7]{3})"
 
 
 class Mount(NamedTuple):
@@ -97,4 +97,6 @@ def _options(field: bytes) -> tuple[str, ...]:
 
 
 def _text(field: bytes) -> str:
-    return os.fsdecode(_ESCAPE.sub(lambda match: bytes((int(match[1], 8) & 0xFF,)), field))
+    if b"\\" in field:
+        field = re.sub(_ESCAPE, lambda match: bytes((int(match[1], 8) & 0xFF,)), field)
+    return os.fsdecode(field)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from enum import IntFlag
+import sys
 from errno import ENOSYS
 from typing import NoReturn
 
 
-class MS(IntFlag):
-    """Flags of mount(2)."""
+class MS:
+    """Flags of mount(2): plain numbers, for making an enumeration takes longer than mounting."""
 
     RDONLY = 1
     NOSUID = 2
@@ -75,6 +75,9 @@ _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "
 _NR_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347, "armv7l": 382}
 _RENAME_EXCHANGE = 2
 
+# include/linux/socket.h, include/linux/net.h
+_AF_UNIX, _SOCK_DGRAM, _SOCK_CLOEXEC = 1, 2, 0o2000000
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
     ctypes.c_char_p,
@@ -120,6 +123,22 @@ def exchange(dirfd: int, one: str, other: str) -> None:
     """
     names = os.fsencode(one), os.fsencode(other)
     _syscall(one, _number(_NR_RENAMEAT2), dirfd, names[0], dirfd, names[1], _RENAME_EXCHANGE)
+
+
+def datagram_socket(path: str) -> int:
+    """A datagram socket of AF_UNIX that is bound to ``path``, unix(7), as a descriptor that exec closes.
+
+    The module ``socket`` takes as long to import as a disk needs to be found.
+    """
+    fd = int(_libc.socket(_AF_UNIX, _SOCK_DGRAM | _SOCK_CLOEXEC, 0))
+    if fd < 0:
+        _fail(path)
+    address = _AF_UNIX.to_bytes(2, sys.byteorder) + os.fsencode(path) + b"\0"
+    if _libc.bind(fd, address, len(address)):
+        code = ctypes.get_errno()
+        os.close(fd)
+        raise OSError(code, os.strerror(code), path)
+    return fd
 
 
 def finit_module(fd: int, options: str = "", flags: int = 0) -> None:

@@ -57,7 +57,7 @@ class MountSpec(NamedTuple):
     source: str
     target: str
     fstype: str
-    flags: MS
+    flags: int
     data: str
 
     def adding(self, option: str) -> MountSpec:
@@ -71,7 +71,7 @@ class MountSpec(NamedTuple):
         return printable(" ".join(words))
 
 
-def parse_options(options: str, flags: int = 0) -> tuple[MS, str]:
+def parse_options(options: str, flags: int = 0) -> tuple[int, str]:
     """Split mount options into the flags of mount(2), starting from ``flags``, and the file system's own."""
     data = []
     for option in split_options(options):
@@ -80,7 +80,7 @@ def parse_options(options: str, flags: int = 0) -> tuple[MS, str]:
             flags = flags & ~removed | added
         elif option not in _USERSPACE_OPTIONS and not option.startswith(("x-", "comment=")):
             data.append(option)
-    return MS(flags), ",".join(data)
+    return flags, ",".join(data)
 
 
 def root_mount(device: str, found_type: str, options: str, writable: bool) -> MountSpec:

@@ -36,33 +36,33 @@ def svg(results: Sequence[Result], title: str, note: str = "") -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        _text(_MARGIN, 24, printable(title), size=15),
+        caption(_MARGIN, 24, printable(title), size=15),
     ]
     used = {colour for result in results for _, colour in _pieces(result)}
     place = float(_MARGIN)
     for colour, label in _LEGEND:
         if colour in used:
-            parts.append(_box(place, 40, 12, 12, colour))
-            parts.append(_text(place + 17, 51, label))
+            parts.append(box(place, 40, 12, 12, colour))
+            parts.append(caption(place + 17, 51, label))
             place += 17 + len(label) * _CHARACTER + 16
     for number in range(int(longest / 1e6 / step) + 1):
         across = left + number * step * 1e6 * scale
         parts.append(
             f'<line x1="{across:.1f}" y1="{top - 8}" x2="{across:.1f}" y2="{bottom}" stroke="#dddddd"/>'
         )
-        parts.append(_text(across, bottom + 16, f"{number * step:g} s", anchor="middle"))
+        parts.append(caption(across, bottom + 16, f"{number * step:g} s", anchor="middle"))
     for number, (name, result) in enumerate(zip(names, results, strict=True)):
         upper = top + _ROW * number
         base = upper + _BAR - 5
-        parts.append(_text(left - 8, base, name, anchor="end"))
+        parts.append(caption(left - 8, base, name, anchor="end"))
         start = 0
         for length, colour in _pieces(result):
-            parts.append(_box(left + start * scale, upper, length * scale, _BAR, colour))
+            parts.append(box(left + start * scale, upper, length * scale, _BAR, colour))
             start += length
         words = _words(result) if result.boots else f"did not boot: {_first_line(result.failure)}"
-        parts.append(_text(left + start * scale + 8, base, words))
+        parts.append(caption(left + start * scale + 8, base, words))
     if note:
-        parts.append(_text(_MARGIN, height - 14, printable(note), size=10))
+        parts.append(caption(_MARGIN, height - 14, printable(note), size=10))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -88,10 +88,10 @@ def _first_line(text: str) -> str:
     return line if len(line) <= 90 else f"{line[:89]}…"
 
 
-def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
+def box(x: float, y: float, width: float, height: float, colour: str) -> str:
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>'
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:
+def caption(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
     return f"<text {place}>{escape(text)}</text>"

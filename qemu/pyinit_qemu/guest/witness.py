@@ -145,7 +145,7 @@ def dev() -> list[str]:
 
 def kernel_log() -> dict[str, object]:
     """The last lines, each ``priority,sequence,microseconds,flags;text``, when /init was executed, and the
-    lines that say when what was reached (``pyinit_qemu.moments``)."""
+    lines that say when what was reached (``pyinit_qemu.moments``); all lines when initcalls are told."""
     lines: list[str] = []
     fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -164,7 +164,18 @@ def kernel_log() -> dict[str, object]:
         "run_init": int(executed[0].split(",")[2]) if executed else None,
         "tail": lines[-80:],
         "moments": told[:80],
+        "all": lines if "initcall_debug" in read("/proc/cmdline").split() else [],
     }
+
+
+def trace() -> str:
+    """Who had the CPU since PID 1 asked the kernel to say so (``guest/profiled.py``)."""
+    tracing = "/sys/kernel/tracing"
+    if not os.path.exists(f"{tracing}/trace"):
+        return ""
+    with open(f"{tracing}/tracing_on", "w") as file:
+        file.write("0")
+    return read(f"{tracing}/trace")
 
 
 def boot_record() -> object:
@@ -189,6 +200,7 @@ STEPS: dict[str, Callable[[], object]] = {
     "run": lambda: below("/run"),
     "dev": dev,
     "boot": boot_record,
+    "trace": trace,
     "kmsg": kernel_log,
 }
 
