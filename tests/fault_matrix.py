@@ -102,17 +102,12 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
     ),
     "File systems": (
         Case("F1", "a journal that was not replayed (power cut)", "replayed by the kernel; booted", _NOT_YET),
-        Case(
-            "F2", "fsck ends with any status from 0 to 255", "each status means what fsck(8) says", _NOT_YET
-        ),
-        Case(
-            "F3", "fsck is killed, or takes for ever", "never ended in silence; said after a while", _NOT_YET
-        ),
+        Case("F2", "fsck ends with any status from 0 to 255", "each status means what fsck(8) says"),
+        Case("F3", "fsck is killed, or takes for ever", "never ended in silence; said after a while"),
         Case(
             "F4",
             "damage that fsck cannot correct by itself",
             "not mounted for writing; the command that corrects it is named",
-            _NOT_YET,
         ),
         Case(
             "F5",
@@ -124,12 +119,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "a root without `/dev` or `/proc`, an empty one, a medium that cannot be written",
             "`E-ROOTFS` names what is missing; read-only media boot",
         ),
-        Case(
-            "F7",
-            "/usr is on a file system of its own that is not there",
-            "explained, then the policy",
-            _NOT_YET,
-        ),
+        Case("F7", "/usr is on a file system of its own that is not there", "explained, then the policy"),
     ),
     "The switch to the root": (
         Case(
