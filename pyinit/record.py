@@ -86,6 +86,72 @@ class Record:
         return json.dumps(self.data, separators=(",", ":")).encode("ascii")
 
 
+# What timeline() and the rescue shell need of each entry; kinds in one tuple are alternatives.
+_STEP: dict[str, tuple[type, ...]] = {"start": (int,), "end": (int,)}
+_ENTRIES: dict[str, dict[str, tuple[type, ...]]] = {
+    "stages": {"name": (str,), "outcome": (str,), **_STEP},
+    "modules": {"name": (str,), "result": (str,), **_STEP},
+    "children": {"argv": (list,), "start": (int,), "end": (int, type(None))},
+    "wants": {
+        **dict.fromkeys(("name", "spec", "outcome", "by", "event"), (str,)),
+        "asked": (int,),
+        "ended": (int,),
+    },
+    "mounts": {**dict.fromkeys(("source", "target", "type", "options"), (str,)), **_STEP},
+    "messages": {"at": (int,), "text": (str,)},
+}
+_HEAD: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("version", "kernel", "cmdline"), (str,)),
+    "started": (int,),
+    "handover": (dict, type(None)),
+}
+_HANDOVER: dict[str, tuple[type, ...]] = {"at": (int,), "init": (str,), "method": (str,)}
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """Read an encoded record, whoever sent it: ValueError when it is none or was cut off.
+
+    All its strings are free of control characters afterwards.
+    """
+    try:
+        record = _printable(json.loads(data))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _check(record, _HEAD, "it")
+    for kind, fields in _ENTRIES.items():
+        if not isinstance(record.get(kind), list):
+            raise ValueError(f"it has no list of {kind}")
+        for entry in record[kind]:
+            _check(entry, fields, f"an entry of {kind}")
+            if not all(isinstance(word, str) for word in entry.get("argv", ())):
+                raise ValueError("a process has words that are no text")
+    if record["handover"] is not None:
+        _check(record["handover"], _HANDOVER, "the handover")
+    return dict(record)
+
+
+def _check(value: Any, fields: dict[str, tuple[type, ...]], name: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no table")
+    for field, kinds in fields.items():
+        item = value.get(field)
+        # Microseconds that a 64-bit clock cannot count are none; a larger number could not even be divided.
+        if field not in value or type(item) not in kinds or (type(item) is int and abs(item) >= 1 << 63):
+            raise ValueError(f"{name} has no proper {field}")
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        if value.isascii() and value.isprintable():
+            return value
+        return "".join(char if " " <= char <= "~" else ascii(char)[1:-1] for char in value)
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {_printable(name): _printable(item) for name, item in value.items()}
+    return value
+
+
 def timeline(record: dict[str, Any]) -> list[str]:
     """Tell the boot as text, one line for each step, from a decoded record.
 
@@ -133,8 +199,8 @@ def main(arguments: list[str]) -> int:
     path = arguments[0] if arguments else PATH
     try:
         with open(path, "rb") as file:
-            lines = timeline(json.load(file))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            lines = timeline(decode(file.read()))
+    except (OSError, ValueError) as error:
         print(f"{path} holds no boot record: {error}", file=sys.stderr)
         return 1
     print("\n".join(lines))

@@ -137,11 +137,31 @@ def _document(data: bytes, path: str) -> dict[str, Any]:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         _damaged(path, f"not JSON: {error}")
+    try:
+        if b"\\u" in data:
+            _check_strings(raw)
+    except (ValueError, RecursionError) as error:
+        _damaged(path, str(error))
     if not isinstance(raw, dict):
         _damaged(path, "not a table")
     if raw.get("schema") != SCHEMA:
         _damaged(path, f"schema {raw.get('schema')!r}, this pyinit reads {SCHEMA}")
     return raw
+
+
+def _check_strings(value: object) -> None:
+    """Escapes can say what no path and no command line can hold: a zero byte, half of a surrogate pair."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("a zero byte in a string")
+        value.encode("utf-8", "surrogateescape")
+    elif isinstance(value, list):
+        for item in value:
+            _check_strings(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check_strings(name)
+            _check_strings(item)
 
 
 def _string(value: object) -> str:

@@ -22,6 +22,7 @@ _MAX_LINKS = 40  # path_resolution(7)
 _MAX_SCRIPTS = 5  # exec_binprm(): "This allows 4 levels of binfmt rewrites before failing hard."
 _SCRIPT_LINE = 256  # BINPRM_BUF_SIZE
 _PATH_MAX = 4096
+_MAX_SEGMENT_TABLE = 65536
 _PT_INTERP = 3
 _ET_EXEC, _ET_DYN = 2, 3
 
@@ -143,8 +144,9 @@ def read_elf(read: Reader) -> Elf:
     else:
         offset, size, count = *struct.unpack_from(order + "I", header, 28), *_two(order, header, 42)
         layout, width = order + "II8xI", 32
-    table = read(offset, size * count)
-    if size != width or not count or len(table) < size * count:
+    # load_elf_phdrs() in fs/binfmt_elf.c has the same limit; a damaged file could ask for gigabytes.
+    table = read(offset, size * count) if size == width and size * count <= _MAX_SEGMENT_TABLE else b""
+    if not table or len(table) < size * count:
         raise ValueError("is a damaged ELF file: it has no complete table of segments")
     interpreter = None
     for position in range(0, size * count, size):

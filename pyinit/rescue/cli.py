@@ -18,7 +18,7 @@ from pyinit.config.sealed import CONFIG_PATH, SealedConfig, parse_config
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.record import PATH as RECORD_PATH
-from pyinit.record import timeline
+from pyinit.record import decode, timeline
 from pyinit.rescue.explain import FAILURE_PATH, render
 from pyinit.rescue.shell import ACTIONS, STAGE_VARIABLE, end_machine
 from pyinit.text import printable
@@ -308,8 +308,11 @@ def _command_lines() -> tuple[bytes, ...]:
 
 def _record() -> dict[str, Any]:
     with open(RECORD_PATH, "rb") as file:
-        record: dict[str, Any] = json.load(file)
-    return record
+        data = file.read()
+    try:
+        return decode(data)
+    except ValueError as error:
+        raise OSError(f"{RECORD_PATH} holds no boot record: {error}") from error
 
 
 def _failure() -> list[str]:

@@ -26,10 +26,16 @@ _PATIENCE = 60.0
 _BUSES = ("pci", "usb", "virtio", "scsi", "vmbus", "xen")
 
 # Words whose value may open something: name=value up to a blank or a comma, in a command line or mount
-# options, and the user part of an URL.
+# options, and the user part of an URL. A name is looked at from its start only, and what has matched is not
+# given back: somebody else wrote the line, and the time must not grow with the square of its length.
+_NAME = r"""(?<![\w.-]) (?= [\w.-]*? (?: passw(?:or)?d | passphrase | secret | token | credential | \bpwd ) )
+    [\w.-]++"""
+_SIGN = r"""["']?+ \s*+ [=:]"""
+# Quotes protect blanks around a word or anywhere in it, and the last one may be missing (the kernel's rules).
 _SECRET = re.compile(
-    r"""(?ix) \b ( [\w.-]* (?: passw(?:or)?d | passphrase | secret | token | credential\w* | \bpwd ) [\w.-]* )
-        ( ["']?\s*[=:]\s* ) ( "[^"]*" | '[^']*' | [^\s,"']+ )"""
+    rf"""(?ix) (?<=") ( {_NAME} = ) [^"]++
+        | ( {_NAME} {_SIGN} (?: (?!\s) | \s++ (?! {_NAME} {_SIGN} ) ) )
+          (?: "[^"]*+ (?:"|$) | '[^']*+ (?:'|$) | [^\s,"'] )++"""
 )
 _URL = re.compile(r"(://|//)[^/\s@:]+:[^/\s@]+@")
 HIDDEN = "(hidden)"
@@ -37,7 +43,8 @@ HIDDEN = "(hidden)"
 
 def mask(text: str) -> str:
     """Hide what looks like a secret: the values of words named for one, passwords in addresses."""
-    return _URL.sub(rf"\1{HIDDEN}@", _SECRET.sub(rf"\1\2{HIDDEN}", text))
+    text = _SECRET.sub(lambda match: f"{match[1] or match[2]}{HIDDEN}", text)
+    return _URL.sub(rf"\1{HIDDEN}@", text)
 
 
 def masked(value: Any) -> Any:

@@ -79,7 +79,7 @@ def memory(meminfo: bytes) -> tuple[int, int]:
     for line in meminfo.splitlines():
         name, _, rest = line.partition(b":")
         number = rest.split()[:1]
-        if name in values and number and number[0].isdigit():
+        if name in values and number and number[0].isdigit() and len(number[0]) < 20:
             values[name] = int(number[0])
     return values[b"MemAvailable"], values[b"MemTotal"]
 

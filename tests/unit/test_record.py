@@ -76,7 +76,20 @@ def test_command_prints_the_timeline_of_a_file(tmp_path: Path, capsys: pytest.Ca
     assert "real init" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"started": "x", "stages": 3}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"started": "x", "stages": 3}',
+        b"\xff",
+        b"[" * 200_000,
+        finished_record().encode()[:-9],
+        finished_record().encode().replace(b'"start":', b'"start":9' + b"9" * 400 + b',"x":'),
+        finished_record().encode().replace(b'["/bin/udevd"]', b"[7]"),
+    ],
+)
 def test_command_says_when_a_file_is_no_record(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +97,17 @@ def test_command_says_when_a_file_is_no_record(
     path.write_bytes(content)
     assert main([str(path)]) == 1
     assert "holds no boot record" in capsys.readouterr().err
+
+
+def test_a_record_of_a_stranger_drives_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = finished_record()
+    record.data["mounts"][0]["source"] = "\x1b]0;x\x07\r\x9b2J\u202e\ud800\U0001f600\\x1b"
+    path = tmp_path / "boot.json"
+    path.write_bytes(record.encode())
+    assert main([str(path)]) == 0
+    assert r"mount \x1b]0;x\x07\r\x9b2J\u202e\ud800\U0001f600\x1b on" in capsys.readouterr().out
 
 
 def test_the_file_runs_without_pyinit(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +58,7 @@ def test_status_says_where_the_boot_stands() -> None:
 @given(st.binary())
 def test_any_meminfo_is_read(data: bytes) -> None:
     assert min(memory(data)) >= 0
+    assert memory(b"MemTotal: " + b"9" * 5000 + b" kB") == (0, 0)
     assert memory(b"MemTotal: 10 kB\nMemAvailable:  7 kB\n") == (7, 10)
 
 
@@ -80,6 +82,21 @@ VALUES = st.text(
 def test_the_value_of_a_secret_never_stays(name: str, value: str, before: str, after: str) -> None:
     assert mask(f"{before}{name}={value}{after}") == f"{before}{name}={HIDDEN}{after}"
     assert mask(f'{name}="{value} {value}"{after}') == f"{name}={HIDDEN}{after}"
+
+
+@pytest.mark.parametrize(
+    ("line", "hidden"),
+    [
+        ('x.password="two words', f"x.password={HIDDEN}"),
+        ('"x.password=two words" quiet "a=b c"', f'"x.password={HIDDEN}" quiet "a=b c"'),
+        ('x.password=a"b c"d quiet', f"x.password={HIDDEN} quiet"),
+        ("x.password= y.secret: z", f"x.password= y.secret: {HIDDEN}"),
+        ("a.passwd=b.token=c d", f"a.passwd={HIDDEN} d"),
+        ('{"password": "x", "b": 1}', f'{{"password": {HIDDEN}, "b": 1}}'),
+    ],
+)
+def test_quotes_do_not_uncover_a_secret(line: str, hidden: str) -> None:
+    assert mask(line) == hidden
 
 
 def test_ordinary_words_stay_and_addresses_lose_their_passwords() -> None:

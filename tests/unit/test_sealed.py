@@ -39,9 +39,15 @@ INDEX = ModuleIndex(
     ("sha256_ssse3",),
 )
 
-TEXT = st.text()
+# What a path or a command line can hold.
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.sampled_from("\udc80\udcff"))
 NAMES = st.lists(TEXT, max_size=3).map(tuple)
-CONFIGS = st.builds(SealedConfig, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, st.dictionaries(TEXT, TEXT, max_size=3))
+CONFIGS = st.builds(
+    SealedConfig,
+    *[TEXT] * 6,
+    st.dictionaries(TEXT, TEXT, max_size=3),
+    st.dictionaries(TEXT, st.lists(TEXT, max_size=3), max_size=3),
+)
 INDEXES = st.builds(
     ModuleIndex,
     TEXT,
@@ -119,6 +125,15 @@ def test_a_document_cut_anywhere(good: bytes) -> None:
     parser = parse_config if b"udevd" in good else parse_modules
     for length in range(len(good) - 1):
         damage(parser, good[:length])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("\0", "a zero byte in a string"), ("\ud800", "surrogates not allowed")]
+)
+def test_what_no_path_and_no_command_line_can_hold(text: str, why: str) -> None:
+    assert why in damage(parse_config, dump_config(CONFIG._replace(cmdline=f"a{text}b"))).cause
+    changed = INDEX._replace(aliases=((text, "ext4"),))
+    assert why in damage(parse_modules, dump_modules(changed)).cause
 
 
 def test_the_reason_is_told() -> None:

@@ -1,0 +1,796 @@
+"""Every parser of bytes that a stranger may have chosen, and what may come of them.
+
+One list for Hypothesis (test_hostile_input.py) and for coverage-guided runs (scripts/fuzz). A target is
+called with bytes and returns; whatever it raises is a defect. ``seeds`` are good inputs to start from,
+``words`` what the format is made of.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyinit import record
+from pyinit.config import cmdline, devspec, distance, options, sealed
+from pyinit.devices import udev, waiting
+from pyinit.devices.view import DeviceView
+from pyinit.errors import BootError
+from pyinit.kernel import executable, modules, mountinfo
+from pyinit.kernel.console import Console
+from pyinit.record import Record, timeline
+from pyinit.rescue import cli, explain, missing, report, status
+from pyinit.root import mount
+from pyinit.switch_root import make_plan, real_environ
+from pyinit.text import printable
+from pyinit_image import (
+    archive,
+    configuration,
+    cpio,
+    elf,
+    facts,
+    hooks,
+    kmodindex,
+    kmods,
+    plan,
+    stand_in,
+    tables,
+)
+from pyinit_image import udev as rules
+from pyinit_image.errors import BuildError
+from pyinit_qemu import channel, deb, kernel, moments, plain, screen, witness
+from pyinit_qemu.console import Cleaner
+from pyinit_qemu.qmp import Qmp, QmpError
+
+KERNEL_LINES = Path(__file__).parents[1] / "unit" / "kernel_cmdlines.json"
+
+
+class Target(NamedTuple):
+    """One parser, or several that read the same."""
+
+    name: str
+    run: Callable[[bytes], None]
+    seeds: tuple[bytes, ...]
+    words: tuple[bytes, ...]
+    parsers: frozenset[object]
+    """The functions that are tried."""
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def target(
+    *parsers: object, seeds: tuple[bytes, ...], words: tuple[bytes, ...]
+) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
+    def add(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        name = run.__name__
+        TARGETS[name] = Target(name, run, seeds, words, frozenset(parsers))
+        return run
+
+    return add
+
+
+def split(text: str) -> tuple[bytes, ...]:
+    """The words of a text with escapes: ``\\x20`` for a blank."""
+    return tuple(word.encode().decode("unicode_escape").encode("latin-1") for word in text.split())
+
+
+def shown(*lines: str) -> None:
+    """What people are shown drives no terminal."""
+    for line in lines:
+        if not (line.isascii() and line.isprintable()):
+            raise AssertionError(f"not printable: {line!r}")
+
+
+def refused(error: BootError) -> None:
+    """An explanation that may be printed."""
+    shown(*explain.render(error, "fuzz"))
+
+
+def text_of(data: bytes) -> str:
+    """As PID 1 decodes what it reads."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+HOSTILE_NAMES = (
+    b"\x1b]0;title\x07",
+    b"\x1b[6n",
+    b"\r\n",
+    b"\x9b2J",
+    b"\xc2\x9b2J",
+    b"\xe2\x80\xae",
+    b"\xff",
+    b"\\x1b",
+    b"\0",
+)
+
+
+# What the kernel command line, the image and the kernel's own tables say to PID 1.
+
+
+@target(
+    cmdline.parse,
+    cmdline.is_on,
+    seeds=tuple(case["cmdline"].encode("latin-1") for case in json.loads(KERNEL_LINES.read_text())),
+    words=split(r'\x20 " = -- \xa0 \xc3\xa0 root= a \n 0 off'),
+)
+def command_line(data: bytes) -> None:
+    line = cmdline.parse(data)
+    for word in line.words:
+        cmdline.is_on(word)
+        if word.raw.encode("utf-8", "surrogateescape") not in data:
+            raise AssertionError(f"a word that is not in the line: {word.raw!r}")
+    if sum(len(word.raw) for word in line.words) + sum(map(len, line.init_args)) > len(data):
+        raise AssertionError("more came out than went in")
+
+
+@target(
+    options.boot_config,
+    seeds=(
+        b"root=LABEL=x ro quiet rd.timeout=5 rd.break=mount,pre-pivot rd.driver.pre=a,b-c panic=-1",
+        b"rd.luks.uuid=1 rd.brake rdbreak rd.shel=0 loglevel=9 rootwait=x rd.ctty=../x\nrd.shell=0",
+    ),
+    words=(
+        *split(r'= , \x20 \n " rd. 0 -1 99999999999 rd.lvm.vg'),
+        *(option.name.encode() for option in options.OPTIONS),
+        *HOSTILE_NAMES,
+    ),
+)
+def boot_options(data: bytes) -> None:
+    config = options.boot_config(*data.split(b"\n"))
+    shown(*config.warnings, *cli._misspelt(list(config.init_args)))
+    if len(config.warnings) > 13:
+        raise AssertionError(f"{len(config.warnings)} warnings")
+    if not (config.timeout is None or 0 < config.timeout <= 4_000_000):
+        raise AssertionError(f"timeout {config.timeout}")
+    mount.parse_options(config.rootflags)
+    modules._command_line_options(cmdline.parse(data).words)
+
+
+def views(text: str) -> list[DeviceView]:
+    """Devices from lines of ``KEY=value``; an empty line ends a device."""
+    found = []
+    for number, block in enumerate(text.split("\n\n")[:6]):
+        properties = dict(line.partition("=")[::2] for line in block.split("\n") if "=" in line)
+        name = properties.pop("NAME", f"sd{number}")
+        found.append(
+            DeviceView(
+                f"/sys/devices/{number}/{name}",
+                name,
+                "block",
+                properties.pop("DEVTYPE", "disk"),
+                f"/dev/{name}",
+                (8, number),
+                tuple(properties.get("DEVLINKS", "").split()),
+                properties,
+                properties.pop("NEW", "") == "",
+            )
+        )
+    return found
+
+
+@target(
+    devspec.parse_spec,
+    devspec.decode,
+    seeds=(
+        b"LABEL=my root\nNAME=sda1\nID_FS_LABEL=my_root\nID_FS_LABEL_ENC=my\\x20root\nID_FS_TYPE=ext4",
+        b"PARTUUID=0-1/PARTNROFF=1\nID_PART_ENTRY_UUID=0-1\nID_PART_ENTRY_DISK=8:0\nID_PART_ENTRY_NUMBER=1",
+        b"/dev/disk/by-label/\\x1b\nDEVLINKS=/dev/disk/by-label/\\x1b /dev/x\n\nID_FS_UUID=A\n\nID_FS_UUID=a",
+        b"UUID=a\nID_FS_TYPE=btrfs\nID_FS_UUID=a\nID_FS_UUID_SUB=b\nID_BTRFS_READY=0\n\nID_FS_UUID=a",
+        b"nfs:1.2.3.4:/x\n",
+        b"0801\n",
+    ),
+    words=(
+        *split(
+            r"UUID= LABEL= PARTUUID= PARTLABEL= /PARTNROFF= /dev/ block: 8:1 /dev/disk/by-label/ \n "
+            r"\n\n NAME= DEVTYPE=partition NEW=1 ID_FS_UUID= ID_FS_LABEL= ID_FS_LABEL_ENC= "
+            r"ID_FS_TYPE=btrfs ID_FS_USAGE=crypto ID_MODEL= ID_PART_ENTRY_NAME= ID_PART_ENTRY_UUID= "
+            r"ID_PART_ENTRY_NUMBER= ID_SERIAL_SHORT="
+        ),
+        *HOSTILE_NAMES,
+    ),
+)
+def root_devices(data: bytes) -> None:
+    spec_text, _, rest = text_of(data).partition("\n")
+    known = views(rest)
+    shown(*map(waiting.describe, known))
+    for view in known:
+        shown(*report._properties(view))
+    refused(missing.no_root_given("", known))
+    try:
+        spec = devspec.parse_spec(spec_text)
+    except BootError as error:
+        refused(error)
+        return
+    shown(devspec.describe(spec))
+    found = devspec.resolve(spec, known)
+    if any(not view.initialized for view in found):
+        raise AssertionError("a device that udevd has not processed")
+    if len(found) > 1:
+        refused(waiting._ambiguous(waiting.Want("root", devspec.describe(spec), list, None), found))
+    near = devspec.nearest(spec, known)
+    if {view.sys_path for view, _ in near} & {view.sys_path for view in found}:
+        raise AssertionError("found and near at once")
+    shown(*(remark for _, remark in near))
+
+
+@target(
+    sealed.parse_config,
+    seeds=(
+        sealed.dump_config(
+            sealed.SealedConfig(
+                "6.1",
+                "list",
+                "open",
+                "root=/dev/vda \udcff",
+                "/bin/udevd",
+                "/bin/sh",
+                {"c": "x"},
+                {"mount": ["a"]},
+            )
+        ),
+    ),
+    words=split(r'"schema":1 " : , { } [ ] null 1e999 \\u0000 \\ud800'),
+)
+def image_configuration(data: bytes) -> None:
+    try:
+        config = sealed.parse_config(data)
+    except BootError as error:
+        refused(error)
+        return
+    options.boot_config(config.cmdline.encode("utf-8", "surrogateescape"))
+    if "\0" in config.udevd + config.shell:
+        raise AssertionError("a path that cannot be one")
+
+
+@target(
+    sealed.parse_modules,
+    seeds=(
+        sealed.dump_modules(
+            sealed.ModuleIndex(
+                "/usr/lib/modules/6.1",
+                {"ext4": sealed.ModuleEntry("kernel/ext4.ko", ("crc16",), "a=1")},
+                (("fs-ext4", "ext4"), ("virtio:d00000002v*", "virtio_blk"), ("pci:v*bc01sc0[1-6]i*", "ahci")),
+                frozenset({"vfat"}),
+                ("ext4",),
+                ("sha256_ssse3",),
+            )
+        ),
+    ),
+    words=split(r'"schema":1 " : , { } [ ] * ? \\u0000 \\ud800 [a-'),
+)
+def image_modules(data: bytes) -> None:
+    try:
+        index = sealed.parse_modules(data)
+    except BootError as error:
+        refused(error)
+        return
+    known = modules.Modules(index, Console(Record("", "")))
+    for alias in ("fs-ext4", "virtio:d00000002v00001AF4", "pci:v1bc01sc06i01", "["):
+        known.matching(alias)
+    for entry in index.modules.values():
+        if "\0" in entry.path + entry.options:
+            raise AssertionError("a path that cannot be one")
+
+
+@target(
+    modules.Modules.matching,
+    seeds=(
+        b"pci:v00008086d00002922sv00001AF4sd00001100bc01sc06i01\npci:v*d*sv*sd*bc01sc06i01*\npci:v*",
+        b"usb:v1D6Bp0002d0601dc09\nusb:v1D6Bp000[1-3]d*dc09*\nusb:v*p*d*dc[!0-8]*",
+        b"acpi:PNP0A03:\nacpi*:PNP0A03:*\n[",
+    ),
+    words=split(r"* ? [ ] [a-f] [! - \n pci: v \\ _ *a*a*a*a*a*a*"),
+)
+def device_aliases(data: bytes) -> None:
+    alias, *patterns = data.decode("ascii", "backslashreplace").split("\n")
+    index = sealed.EMPTY_INDEX._replace(
+        aliases=tuple((pattern, f"m{n}") for n, pattern in enumerate(patterns))
+    )
+    found = modules.Modules(index, Console(Record("", ""))).matching(alias)
+    if not set(found) <= {f"m{n}" for n in range(len(patterns))}:
+        raise AssertionError(f"modules from nowhere: {found}")
+
+
+MOUNTINFO = (
+    b"22 1 0:2 / / rw - rootfs rootfs rw\n"
+    b"23 22 0:5 / /proc rw,nosuid shared:2 - proc proc rw\n"
+    b"24 22 8:1 / /sysroot ro - ext4 /dev/vda\\0401 ro,seclabel\n"
+    b"25 22 0:7 / /run rw master:1 propagate_from:2 - tmpfs tmpfs rw\n"
+)
+
+
+@target(
+    mountinfo.parse,
+    witness.parse_mount,
+    seeds=(MOUNTINFO,),
+    words=split(r"\x20 \n - 0:1 / \\040 \\777 22 1 rw \x20-\x20 /sysroot /dev"),
+)
+def mount_table(data: bytes) -> None:
+    table = mountinfo.parse(data)
+    if len(table) > data.count(b"\n") + 1:
+        raise AssertionError("more mounts than lines")
+    for entry in table[:8]:
+        top = mountinfo.topmost(table, entry.target)
+        if top is not None and len(set(mountinfo.subtree(table, top))) > len(table):
+            raise AssertionError("more mounts than there are")
+    made = make_plan(table, "/sysroot", dict.fromkeys(("dev", "proc", "sys", "run"), "ready"))
+    shown(*(step.describe() for step in made.steps), *made.warnings)
+    for line in data.decode("latin-1").split("\n"):
+        try:
+            witness.parse_mount(line)
+        except ValueError:
+            pass
+
+
+@target(
+    mount.parse_options,
+    seeds=(b'rw,noatime,context="a:b,c",subvol=@,x-systemd.automount', b"defaults,ro,comment=x,_netdev"),
+    words=(*split(r', " ro rw noatime norelatime x- ='), *HOSTILE_NAMES),
+)
+def mount_options(data: bytes) -> None:
+    text = text_of(data)
+    flags, rest = mount.parse_options(text)
+    if len(rest) > len(text) or int(flags) < 0:
+        raise AssertionError(f"{flags} {rest!r}")
+    for writable in (False, True):
+        shown(mount.root_mount(text[:20], text[20:30], text, writable).describe())
+    if not mount.root_mount("a", "b", text, writable=False).flags & 1:
+        raise AssertionError("rootflags= made the root writable")
+
+
+@target(
+    status.memory,
+    seeds=(b"MemTotal:         506764 kB\nMemFree:  1 kB\nMemAvailable:     434708 kB\n",),
+    words=(*split(r"MemTotal: MemAvailable: \x20 kB \n -1 \xb2"), b"9" * 5000),
+)
+def meminfo(data: bytes) -> None:
+    if min(status.memory(data)) < 0:
+        raise AssertionError("less than nothing")
+
+
+@target(
+    mount.parse_kernel_message,
+    seeds=(
+        b"6,339,5140900,-;NET: Registered PF_INET\n SUBSYSTEM=net\n DEVICE=n1\n",
+        b"3,1,0,c;EXT4-fs (vda1): \\x1b[2J\n",
+        b"12,5,7,-,caller=T1;user",
+    ),
+    words=(*split(r", ; \n - 6 \\x1b 999999999999 caller="), *HOSTILE_NAMES),
+)
+def kernel_log(data: bytes) -> None:
+    found = mount.parse_kernel_message(data)
+    if found is not None:
+        shown(found[1])
+        if not 0 <= found[0] < 1 << 32:
+            raise AssertionError(f"priority {found[0]}")
+
+
+@target(
+    real_environ,
+    seeds=(b"HOME=/\0TERM=linux\0LD_PRELOAD=x\0PYTHONHOME=y\0a=b=c",),
+    words=split(r"\x00 = LD_ PYTHON LC_CTYPE= PATH="),
+)
+def environment(data: bytes) -> None:
+    made = real_environ(data.split(b"\0"))
+    if any(name.startswith((b"LD_", b"PYTHON")) for name in made):
+        raise AssertionError(f"a word for an interpreter: {made}")
+
+
+# What file systems, programs and devices say to PID 1.
+
+
+def elf_file(bits: int = 64, loader: bytes = b"/lib64/ld-linux-x86-64.so.2\0") -> bytes:
+    """A small program with one segment, the name of its loader."""
+    if bits == 64:
+        head = b"\x7fELF\2\1\1".ljust(16, b"\0") + struct.pack(
+            "<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 1, 64, 0, 0
+        )
+        return head + struct.pack("<IIQQQQQQ", 3, 4, 120, 0, 0, len(loader), len(loader), 1) + loader
+    head = b"\x7fELF\1\1\1".ljust(16, b"\0") + struct.pack(
+        "<HHIIIIIHHHHHH", 2, 3, 1, 0, 52, 0, 0, 52, 32, 1, 40, 0, 0
+    )
+    return head + struct.pack("<IIIIIIII", 3, 84, 0, 0, len(loader), len(loader), 4, 1) + loader
+
+
+def _bounded(data: bytes) -> executable.Reader:
+    def read(offset: int, size: int) -> bytes:
+        # What a file says of itself decides neither how much memory it takes nor where is read.
+        if not 0 <= size <= 1 << 16:
+            raise AssertionError(f"{size} bytes are asked for")
+        return data[offset : offset + size]
+
+    return read
+
+
+@target(
+    executable.read_elf,
+    seeds=(elf_file(), elf_file(32), elf_file(loader=b"")),
+    words=(
+        *split(r"\x7fELF\x02\x01\x01 \x7fELF\x01\x02\x01 \xff\xff /lib/ld.so\x00 \x03\x00\x00\x00"),
+        b"\xff" * 8,
+        b"\x00" * 8,
+    ),
+)
+def elf_program(data: bytes) -> None:
+    try:
+        executable.read_elf(_bounded(data))
+    except ValueError as error:
+        shown(str(error))
+
+
+@target(
+    executable.read_script,
+    seeds=(b"#!/bin/sh -e\nexit\n", b"#! \t/usr/bin/env python3", b"#!/" + b"x" * 300),
+    words=(*split(r"#! \x20 \x09 \n \x00 /bin/sh"), b"x" * 250, *HOSTILE_NAMES),
+)
+def script(data: bytes) -> None:
+    try:
+        name = executable.read_script(data)
+    except ValueError as error:
+        shown(str(error))
+    else:
+        if name is not None and ("\0" in name or not name):
+            raise AssertionError(f"no path: {name!r}")
+
+
+class _Device:
+    """As pyudev shows one: text that is no UTF-8 raises when it is looked at."""
+
+    def __init__(self, fields: dict[bytes, bytes]) -> None:
+        self._fields = fields
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "properties":
+            return self
+        if name == "device_number":
+            return int.from_bytes(self._fields.get(b"device_number", b"")[:8], "little")
+        if name == "device_links":
+            return iter([word.decode() for word in self._fields.get(b"DEVLINKS", b"").split()])
+        if name == "is_initialized":
+            return b"NEW" not in self._fields
+        return self._fields.get(name.encode(), b"").decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode() for name in self._fields)
+
+    def __getitem__(self, name: str) -> str:
+        return self._fields[name.encode()].decode()
+
+
+@target(
+    udev._view,
+    seeds=(
+        b"device_node=/dev/sda\ndevice_number=\x08\nID_FS_LABEL=x\nDEVLINKS=/dev/a /dev/b\nsys_path=/sys/a",
+    ),
+    words=(*split(r"\n = DEVLINKS= ID_FS_LABEL= device_node= device_number= NEW="), *HOSTILE_NAMES),
+)
+def udev_properties(data: bytes) -> None:
+    fields = dict(line.partition(b"=")[::2] for line in data.split(b"\n"))
+    try:
+        view = udev._view(_Device(fields))
+    except (LookupError, ValueError):
+        return  # What Devices.events() and Devices.enumerate() pass over.
+    shown(waiting.describe(view), *report._properties(view))
+
+
+# What people are shown.
+
+
+@target(
+    printable,
+    seeds=(b"my disk", b"\x1b[31mred", "é\u202e\U0001f600".encode(), b"back\\slash"),
+    words=HOSTILE_NAMES,
+)
+def foreign_text(data: bytes) -> None:
+    shown(printable(data), printable(text_of(data)), printable(data.decode("latin-1")))
+    if printable(data).encode().decode("unicode_escape").encode("latin-1") != data:
+        raise AssertionError("other bytes come back")
+
+
+@target(
+    report.mask,
+    report.masked,
+    seeds=(
+        b"root=x rd.luks.password=hunter2 quiet",
+        b'passphrase: "two words", user=me',
+        b"root=cifs://me:secr@host/share",
+        b"systemd.set_credential=a:b wifi_token='x'",
+    ),
+    words=split(r"""password passwd pwd secret = : " ' // @ . \x20 - ,"""),
+)
+def report_lines(data: bytes) -> None:
+    line = printable(data)
+    hidden = report.mask(line)
+    shown(hidden)
+    # An odd quote before a word may make the first of its own quotes a closing one.
+    quoted = () if set(line) & set("\"'") else ('x.secret: "a hunter2', '"rd.passphrase=a hunter2" b')
+    for word in ("wifi.password=hunter2", "a.pwd='hunter2'", *quoted):
+        if "hunter2" in report.mask(f"{line} {word}").removeprefix(hidden):
+            raise AssertionError(f"{line} {word}")
+    if report.masked({"a": [line, 1, None]}) != {"a": [hidden, 1, None]}:
+        raise AssertionError("a record is masked in another way")
+
+
+def _record() -> bytes:
+    made = Record("1", "6.1")
+    made.data["started"] = 1000
+    made.add("stages", name="mount", start=1, end=5, outcome="E-MOUNT")
+    made.add("modules", name="ext4", start=1, end=2, result="loaded")
+    made.add("children", argv=["/bin/udevd"], pid=7, start=1, end=None, status=None)
+    made.add("wants", name="root", spec="LABEL=x", asked=0, ended=9, outcome="expired", by="vda", event="add")
+    made.add("mounts", source="/dev/vda", target="/sysroot", type="ext4", options="ro", start=1, end=2)
+    made.data["handover"] = {"at": 9, "init": "/sbin/init", "method": "move", "killed": []}
+    return made.encode()
+
+
+@target(
+    timeline,
+    status.status,
+    record.decode,
+    seeds=(_record(),),
+    words=(*split(r'" : , { } [ ] null 1e999 \\u001b \\ud800 "x"'), b"9" * 400),
+)
+def boot_record(data: bytes) -> None:
+    try:
+        known = record.decode(data)
+    except ValueError:
+        return
+    shown(*timeline(known))
+    shown(*status.status(status.Facts(known, "mount", "", (), "", (), (1, 2))))
+
+
+@target(
+    distance.distance,
+    distance.closest,
+    seeds=(b"3\nrd.brake\nrd.break", b"8\nsmal-root\nsmall-root"),
+    words=split(r"\n a ab ba rd. 9"),
+)
+def near_words(data: bytes) -> None:
+    first, *others = data.decode("latin-1").split("\n")
+    limit = len(first) % 9
+    for other in others[:4]:
+        apart = distance.distance(first, other, limit)
+        if not 0 <= apart <= limit + 1 or apart != distance.distance(other, first, limit):
+            raise AssertionError(f"{apart} of at most {limit}")
+    near = distance.closest(first, others, limit)
+    if near is not None and near not in others:
+        raise AssertionError(near)
+
+
+# What the builder reads: a system's files, archives of other makers.
+
+
+def _refusing(parse: Callable[[bytes], object], data: bytes) -> object:
+    try:
+        return parse(data)
+    except BuildError as error:
+        shown(str(error))
+        return None
+
+
+def _archive() -> bytes:
+    members = [cpio.Member(b"dir", 0o40755), cpio.Member(b"dir/file", 0o100644, data=b"content")]
+    return b"".join(cpio.write([*members, cpio.Member(b"link", 0o120777, data=b"dir/../file")]))
+
+
+@target(
+    cpio.read,
+    archive.read,
+    archive.tree,
+    archive.lookup,
+    seeds=(_archive(), _archive() + bytes(512) + _archive()),
+    words=split(r"070701 070702 TRAILER!!!\x00 00000000 FFFFFFFF ../ / \x00\x00\x00\x00 \x1f\x8b\x08"),
+)
+def archives(data: bytes) -> None:
+    segments = _refusing(lambda raw: archive.read(raw, limit=1 << 20), data)
+    if isinstance(segments, list):
+        members = _refusing(lambda raw: archive.tree(segments), data)
+        for path in ("/dir/file", "/link", "/../.."):
+            if isinstance(members, dict):
+                archive.lookup(members, path)
+
+
+@target(
+    kmods.parse_dep,
+    kmods.parse_alias,
+    kmods.parse_softdep,
+    kmods.parse_modprobe,
+    seeds=(
+        b"kernel/fs/ext4/ext4.ko: kernel/lib/crc16.ko kernel/fs/jbd2/jbd2.ko.xz\nkernel/lib/crc16.ko:\n"
+        b"kernel/fs/jbd2/jbd2.ko.xz:\n",
+        b"alias fs-ext4 ext4\noptions a b=1 \\\n c\nblacklist x-y\n"
+        b"softdep a pre: b post: c\ninstall z /bin/true\n",
+    ),
+    words=split(r"\n : \x20 .ko alias\x20 softdep\x20 pre: post: options\x20 \\\n # a"),
+)
+def module_tables(data: bytes) -> None:
+    text = text_of(data)
+    _refusing(lambda raw: kmods.parse_dep(text), data)
+    kmods.parse_alias(text)
+    kmods.parse_modprobe([text])
+    kmods.parse_softdep(text.split())
+
+
+@target(
+    kmodindex.read,
+    seeds=(kmodindex.write([("fs_ext4", "ext4", 0), ("fs_ext2", "ext4", 1), ("virtio:*", "virtio", 2)]),),
+    words=(*split(r"\xb0\x07\xf4W \x00\x02\x00\x01 \x80\x00\x00 \x20\x00\x00 \x00"), b"\xff" * 4),
+)
+def module_index(data: bytes) -> None:
+    _refusing(kmodindex.read, data)
+
+
+@target(
+    elf.parse,
+    elf.parse_dlopen,
+    stand_in.imported,
+    kmods.modinfo,
+    seeds=(
+        elf_file(),
+        elf_file(32),
+        b'[{"soname":["libkmod.so.2"],"feature":"kmod","priority":"required"}]\0',
+    ),
+    words=(
+        *split(r'\x7fELF\x02\x01\x01 \xff\xff .modinfo\x00 alias=x\x00 "soname" \x02\x00\x00\x00 []'),
+        b"\x00" * 8,
+    ),
+)
+def elf_objects(data: bytes) -> None:
+    _refusing(elf.parse, data)
+    elf.parse_dlopen(data)
+    stand_in.imported(data, "libc.so.6", data)
+    list(kmods.modinfo(data))
+
+
+@target(
+    tables.parse_fstab,
+    tables.parse_crypttab,
+    tables.parse_mdadm,
+    seeds=(
+        b'UUID=1-2 / ext4 errors=remount-ro 0 1\nLABEL="a" /mnt\\040x xfs\n',
+        b"root UUID=1 none luks,discard\n",
+        b"ARRAY /dev/md0 metadata=1.2\n  UUID=0:1:2:3 name='a:b'\n",
+    ),
+    words=split(r"""\n \x20 \\040 \\000 # UUID= " ' ARRAY\x20 name= \x00 / \xa0"""),
+)
+def system_tables(data: bytes) -> None:
+    for parse in (tables.parse_fstab, tables.parse_crypttab, tables.parse_mdadm):
+        _, warnings = parse(data)
+        shown(*warnings)
+
+
+@target(
+    facts.parse,
+    facts.parse_cpus,
+    facts.parse_mappers,
+    facts.parse_ciphers,
+    configuration.parse,
+    plan.parse_manifest,
+    seeds=(
+        b"vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t: 85\nstepping\t: 7\n\n",
+        b"dm_crypt 57344 1 - Live 0x0\n",
+        b"name : xts(aes)\nmodule : aesni_intel\nrefcnt : 3\ntype : skcipher\n\n",
+        b'mode = "list"\nmodule = ["ext4"]\n',
+        plan.dump_manifest([], {"a": "b"}, ["c"]),
+        b'{"schema":1}',
+    ),
+    words=(*split(r"""\n \n\n : = " [ ] { } 1e999 \\u0000 dm_ '''"""), b"9" * 5000),
+)
+def builder_inputs(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    facts.parse_cpus(text)
+    facts.parse_mappers(text)
+    facts.parse_ciphers(text)
+    _refusing(facts.parse, data)
+    _refusing(plan.parse_manifest, data)
+    _refusing(lambda raw: configuration.parse(raw, "x.toml"), data)
+
+
+@target(
+    rules.programs,
+    rules.owners,
+    rules.passwd,
+    rules.group,
+    hooks._hook,
+    seeds=(
+        b'KERNEL=="vd*", IMPORT{program}="/bin/x $kernel", RUN+="/bin/y", OWNER="root", GROUP="disk"\n',
+        b"root:x:0:0::/root:/bin/sh\ndisk:x:6:a\n",
+        b"def mount(moment):\n    moment.log('x')\n",
+    ),
+    words=split(r'RUN+=" " \n : = PROGRAM GROUP= \\\n def\x20 (moment):\n pass'),
+)
+def rules_and_hooks(data: bytes) -> None:
+    text = text_of(data)
+    rules.programs(text)
+    users, groups = rules.owners(text)
+    rules.passwd(data.decode("utf-8", "replace"), {*users, "root"}, "/bin/sh")
+    rules.group(data.decode("utf-8", "replace"), {*groups, "root"})
+    _refusing(lambda raw: hooks._hook("10-x.py", raw, "10-x.py", "fuzz"), data)
+
+
+# What a guest says to the harness.
+
+
+@target(
+    channel.parse_line,
+    channel.Decoder.feed,
+    plain.parse,
+    moments.moments,
+    witness.Witness.parse,
+    seeds=(
+        channel.encode({"kind": "hello", "pid": 1}),
+        plain.encode(1, "done", {"a": "b c"}),
+        b"[    1.234567] Run /init as init process\n",
+        b"6,1,1234567,-;Run /init as init process\n",
+        channel.encode({"kind": "witness", "kmsg": {"moments": ["6,1,2,-;x"]}, "uptime": "1.00 2"}),
+    ),
+    words=(*split(r'\n \x0d\n pyinit\x20 \x20 [ ] kind {"kind":" %41 00000000'), b"9" * 30),
+)
+def result_channel(data: bytes) -> None:
+    decoder = channel.Decoder()
+    for start in range(0, len(data), 7):
+        for frame in decoder.feed(data[start : start + 7]):
+            _frame(frame)
+    for frame in decoder.close():
+        _frame(frame)
+    for line in data.split(b"\n"):
+        plain.parse(line)
+        channel.parse_line(line)
+    moments.moments(data.decode("latin-1"))
+
+
+def _frame(frame: object) -> None:
+    if isinstance(frame, dict):
+        moments.moments("", frame)
+        try:
+            witness.Witness.parse(frame)
+        except witness.WitnessError:
+            pass
+
+
+@target(
+    Cleaner.feed,
+    screen.decode,
+    Qmp.feed,
+    kernel.vmlinux,
+    deb.ar_members,
+    deb.parse_release,
+    deb.parse_packages,
+    seeds=(
+        b"\x1b[31mred\x1b[0m\r\n\x1b]0;title\x07login: \x1bP1$r\x1b\\",
+        b'{"QMP": {}}\n{"event": "STOP"}\n{"id": 1, "return": {}}\n{"id": 1, "error": {"desc": 1}}\n',
+        b"!<arch>\ndebian-binary   0           0     0     100644  4         `\n2.0\n",
+        b"Package: a\nVersion: 1\nFilename: a.deb\nSize: 1\nSHA256: " + b"0" * 64 + b"\n\n",
+    ),
+    words=split(r'\x1b[ \x1b] \x07 \x9b m ; \n \x0d { "id" !<arch>\n MZ HdrS'),
+)
+def guest_output(data: bytes) -> None:
+    cleaner = Cleaner()
+    clean = (
+        "".join(cleaner.feed(data[start : start + 5]) for start in range(0, len(data), 5)) + cleaner.close()
+    )
+    if "\x1b" in clean:
+        raise AssertionError(f"an escape sequence is left: {clean!r}")
+    screen.decode(data)
+    qmp = Qmp()
+    qmp.feed(data)
+    for number in list(qmp.replies):
+        try:
+            qmp.reply(number, "x")
+        except QmpError:
+            pass
+    qmp.find_event("STOP", {"a": 1})
+    for refuse, parse in (
+        (kernel.KernelError, kernel.vmlinux),
+        (deb.DebError, deb.ar_members),
+        (deb.DebError, lambda raw: deb.parse_release(raw.decode("latin-1"))),
+        (deb.DebError, lambda raw: deb.parse_packages(raw.decode("latin-1"), re.compile("."))),
+    ):
+        try:
+            parse(data)
+        except refuse:
+            pass
