@@ -40,7 +40,8 @@ _FORMS = (
     "What is understood: a path below /dev, UUID=, LABEL=, PARTUUID= (and /PARTNROFF=), PARTLABEL=, "
     "a device number (8:1 or 0801)"
 )
-_TAGS = tuple(kind.value for kind in (Kind.UUID, Kind.LABEL, Kind.PARTUUID, Kind.PARTLABEL))
+TAGS = (Kind.UUID, Kind.LABEL, Kind.PARTUUID, Kind.PARTLABEL)
+_TAGS = tuple(kind.value for kind in TAGS)
 
 # Roots that dracut, systemd or the kernel know and that are no block device: (pattern, what it is).
 _OTHER_ROOTS = (

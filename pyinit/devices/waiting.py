@@ -12,6 +12,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from pyinit.config.devspec import TAGS, value_of
 from pyinit.devices.udev import Devices, UdevDaemon, trigger_devices
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
@@ -262,16 +263,14 @@ def _ambiguous(want: Want, found: list[DeviceView]) -> BootError:
 
 def describe(view: DeviceView) -> str:
     """One line about a block device: what a person compares with what was asked for."""
+    get = view.properties.get
     words = [printable(view.node)]
-    for label, name in (
-        ("", "ID_FS_TYPE"),
-        ("UUID=", "ID_FS_UUID"),
-        ("LABEL=", "ID_FS_LABEL"),
-        ("PARTUUID=", "ID_PART_ENTRY_UUID"),
-        ("PARTLABEL=", "ID_PART_ENTRY_NAME"),
-        ("", "ID_MODEL"),
-        ("serial ", "ID_SERIAL_SHORT"),
+    for label, value in (
+        ("", get("ID_FS_TYPE")),
+        *((f"{kind.value}=", value_of(view, kind)) for kind in TAGS),
+        ("", get("ID_MODEL")),
+        ("serial ", get("ID_SERIAL_SHORT")),
     ):
-        if value := view.properties.get(name):
+        if value:
             words.append(f"{label}{printable(value)}")
     return "  ".join(words)
