@@ -7,6 +7,7 @@ finit_module(2) for each file. The kernel's own requests still go through /sbin/
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from errno import EEXIST
 from fnmatch import fnmatchcase
@@ -27,6 +28,7 @@ _MISC_MAJOR = 10
 
 _COMPRESSED = (".xz", ".zst", ".gz")
 _WILDCARDS = "*?["
+_DASH = re.compile(r"\[[^]]*\]|-")
 
 
 class Modules:
@@ -97,7 +99,9 @@ class Modules:
         if self._buckets is None:
             self._buckets = {}
             for pattern, name in self.index.aliases:
+                pattern = _underscored(pattern)
                 self._buckets.setdefault(_literal_prefix(pattern), []).append((pattern, name))
+        alias = _underscored(alias)
         return [
             name
             for length in range(len(alias) + 1)
@@ -189,6 +193,13 @@ def _list(path: str) -> list[str]:
         return sorted(os.listdir(path))
     except OSError:
         return []
+
+
+def _underscored(alias: str) -> str:
+    """With underscores for dashes, except within brackets: kmod tells neither from the other."""
+    if "-" not in alias:
+        return alias
+    return _DASH.sub(lambda match: match[0] if match[0] != "-" else "_", alias)
 
 
 def _literal_prefix(pattern: str) -> str:

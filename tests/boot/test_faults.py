@@ -91,17 +91,6 @@ def test_a_root_that_is_pulled_out_and_comes_back_is_found(
     assert witness_of(vm).root.device == "sda1"
 
 
-@pytest.mark.fault("D5")
-def test_two_disks_with_one_label_are_refused_and_both_named(
-    start: Callable[..., Machine], disk: Disk
-) -> None:
-    vm = start(disk, disk.clone("copy"), allow=("banner",))
-    Shell.rescue(vm)
-    assert "E-AMBIG 2 devices match root: LABEL=small-root" in vm.console
-    assert "/dev/vda1" in vm.console and "/dev/vdb1" in vm.console
-    vm.stop()
-
-
 @pytest.mark.fault("D7")
 def test_the_root_is_found_among_two_hundred_disks(
     start: Callable[..., Machine],

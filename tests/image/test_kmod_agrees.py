@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,8 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyinit.config.sealed import EMPTY_INDEX
+from pyinit.kernel.console import Console
+from pyinit.kernel.modules import Modules
+from pyinit.record import Record
 from pyinit_image import kmods
 from pyinit_image.sysroot import Sysroot
+from pyinit_qemu.debian import DebianRoot
 
 RELEASE = "6.1.0-test"
 
@@ -61,3 +67,71 @@ def test_modprobe_loads_the_same_in_the_same_order(
         (folder / name).write_bytes(content)
     name = kmods.canonical(names[-1])
     assert shown(tree, names[-1]) == [*kernel.needs(name), name]
+
+
+ALIAS = st.lists(st.sampled_from(["a", "b", "0", "9", "-", "_", ":", "v", "F"]), min_size=1, max_size=8).map(
+    "".join
+)
+PATTERN = st.lists(
+    st.sampled_from(["a", "b", "0", "-", "_", ":", "v", "*", "*", "?", "[0-9]", "[!a-f]", "[-b]"]), max_size=8
+).map(lambda parts: "x:" + "".join(parts))
+
+
+def claimed(tree: Path, alias: str) -> list[str]:
+    """The modules that modprobe finds for an alias."""
+    done = subprocess.run(
+        ["/usr/sbin/modprobe", "-d", tree, "-S", RELEASE, "-C", tree / "none", "--resolve-alias", alias],
+        capture_output=True,
+        text=True,
+    )
+    return sorted(set(done.stdout.split()))
+
+
+def find(patterns: list[tuple[str, str]], alias: str) -> list[str]:
+    """The modules that PID 1 finds."""
+    index = EMPTY_INDEX._replace(aliases=tuple(patterns))
+    return sorted(set(Modules(index, Console(Record("", ""))).matching(alias)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(PATTERN, min_size=1, max_size=6), st.lists(ALIAS, min_size=1, max_size=4), st.data())
+def test_modprobe_finds_the_same_modules_for_a_device(
+    tmp_path_factory: pytest.TempPathFactory, patterns: list[str], aliases: list[str], data: st.DataObject
+) -> None:
+    tree = tmp_path_factory.mktemp("tree")
+    folder = tree / "lib/modules" / RELEASE
+    folder.mkdir(parents=True)
+    (tree / "none").mkdir()
+    rows = [(pattern, f"m{number}") for number, pattern in enumerate(patterns)]
+    (folder / "modules.dep").write_text("".join(f"kernel/{name}.ko:\n" for _, name in rows))
+    (folder / "modules.alias").write_text("".join(f"alias {pattern} {name}\n" for pattern, name in rows))
+    kernel = kmods.Kernel(Sysroot(tree), RELEASE)
+    places = {name: path for name, (path, _) in kernel.modules.items()}
+    for name, content in kmods.kmod_files(kernel, places).items():
+        (folder / name).write_bytes(content)
+    # Most aliases that are made up match nothing: some are made from the patterns.
+    meant = data.draw(st.sampled_from(patterns))
+    for piece, value in (("*", "a0"), ("?", "-"), ("[0-9]", "7"), ("[!a-f]", "v"), ("[-b]", "b")):
+        meant = meant.replace(piece, value)
+    for alias in (
+        meant,
+        meant.replace("-", "_"),
+        meant.replace("_", "-"),
+        *(f"x:{alias}" for alias in aliases),
+    ):
+        assert find(kernel.alias_table, alias) == claimed(tree, alias)
+
+
+def test_modprobe_finds_the_same_modules_for_the_devices_of_a_whole_kernel(
+    bookworm: DebianRoot, tmp_path: Path
+) -> None:
+    """Each hundredth alias of Debian's kernel, with something in the places that may hold anything."""
+    folder = bookworm.tree / "lib/modules" / bookworm.release
+    rows = kmods.parse_alias((folder / "modules.alias").read_text())
+    assert len(rows) > 10_000
+    known = Modules(EMPTY_INDEX._replace(aliases=tuple(rows)), Console(Record("", "")))
+    command = ["/usr/sbin/modprobe", "-d", bookworm.tree, "-S", bookworm.release, "-C", tmp_path, "-R"]
+    for pattern, _ in rows[::100]:
+        alias = re.sub(r"\[(.)[^]]*\]|\*|\?", lambda match: match[1] or "0A"[: 3 - len(match[0])], pattern)
+        done = subprocess.run([*command, alias], capture_output=True, text=True)
+        assert set(known.matching(alias)) == set(done.stdout.split()), alias

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("scripts/_setup.py", "scripts/bench", "scripts/boot", "scripts/embed-kernel", "scripts/test")
+SCRIPTS = (
+    "scripts/_setup.py",
+    "scripts/bench",
+    "scripts/boot",
+    "scripts/embed-kernel",
+    "scripts/fuzz",
+    "scripts/test",
+)
 
 
 @pytest.mark.effects

@@ -151,6 +151,7 @@ def test_a_refusal_is_told_once_and_tried_again_after_forgetting(
     ("alias", "names"),
     [
         ("fs-ext4", ["ext4"]),
+        ("fs_ext4", ["ext4"]),
         ("fs-ext", []),
         ("virtio:d00000002v00001AF4", ["virtio_blk"]),
         ("virtio:d00000001v00001AF4", []),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import libmount
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,14 +18,14 @@ names = st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name
 options = st.lists(
     st.binary(min_size=1, max_size=8).filter(lambda o: not set(o) & set(b"\0,")), min_size=1, max_size=4
 )
-numbers = st.integers(0, 2**31)
+numbers = st.integers(0, 2**31 - 1)
 mounts = st.builds(
     lambda i, p, d, r, t, o, f, y, s, so: Mount(
         i, p, d, "/" + r, "/" + t, tuple(o), tuple(f), y, s, tuple(so)
     ),
     numbers,
     numbers,
-    st.tuples(numbers, numbers),
+    st.tuples(st.integers(0, 0xFFF), st.integers(0, 0xFFFFF)),
     names.map(os.fsdecode),
     names.map(os.fsdecode),
     options.map(lambda words: [os.fsdecode(word) for word in words]),
@@ -59,6 +61,27 @@ def line(mount: Mount) -> bytes:
 @given(st.lists(mounts, max_size=5))
 def test_every_mount_comes_back(table: list[Mount]) -> None:
     assert parse(b"".join(line(mount) + b"\n" for mount in table)) == tuple(table)
+
+
+@given(table=st.lists(mounts, max_size=5))
+def test_libmount_reads_the_same(tmp_path_factory: pytest.TempPathFactory, table: list[Mount]) -> None:
+    data = b"".join(line(mount) + b"\n" for mount in table)
+    rows = libmount.read(tmp_path_factory.getbasetemp() / "mountinfo", data)
+    assert rows == [
+        libmount.Row(
+            mount.id,
+            mount.parent,
+            os.makedev(*mount.device),
+            mount.root,
+            mount.target,
+            ",".join(mount.options),
+            " ".join(mount.propagation),
+            mount.fstype,
+            mount.source,
+            ",".join(mount.super_options),
+        )
+        for mount in parse(data)
+    ]
 
 
 @given(st.binary(max_size=300))
