@@ -6,8 +6,8 @@ import re
 from typing import NamedTuple
 
 # getmntent(3) and libmount write blanks, tabs, line ends and backslashes as three octal digits.
-_ESCAPE = re.compile(r"\\([0-7]{3})")
-_BLANKS = re.compile(r"[ \t]+")
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_BLANKS = re.compile(rb"[ \t]+")
 #: Nobody has so long an fstab; a file that is something else is not read to its end.
 MAX_LINES = 10_000
 
@@ -44,10 +44,13 @@ def parse(data: bytes) -> Fstab:
     lines: list[Line] = []
     warnings: list[str] = []
     for number, raw in enumerate(data.split(b"\n")[:MAX_LINES], 1):
-        text = raw.decode("utf-8", "surrogateescape").strip(" \t\r")
-        if not text or text.startswith("#"):
+        text = raw.strip(b" \t\r")
+        if not text or text.startswith(b"#"):
             continue
         fields = [_unescape(field) for field in _BLANKS.split(text)]
+        if any("\0" in field for field in fields):
+            warnings.append(f"fstab line {number} has a zero byte in it")
+            continue
         if len(fields) < 3:
             warnings.append(f"fstab line {number} has {len(fields)} fields, at least 3 are expected")
             continue
@@ -99,5 +102,6 @@ def normalise(path: str) -> str:
     return "/" + "/".join(kept)
 
 
-def _unescape(field: str) -> str:
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8) & 0xFF), field)
+def _unescape(field: bytes) -> str:
+    plain = _ESCAPE.sub(lambda match: bytes((int(match[1], 8) & 0xFF,)), field)
+    return plain.decode("utf-8", "surrogateescape")

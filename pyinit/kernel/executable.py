@@ -166,11 +166,12 @@ def read_script(data: bytes) -> str | None:
         return None
     head = data[2:_SCRIPT_LINE]
     line, newline, _ = head.partition(b"\n")
-    words = line.split(b"\0", 1)[0].lstrip(b" \t").replace(b"\t", b" ").split(b" ", 1)
+    line, zero, _ = line.partition(b"\0")
+    words = line.lstrip(b" \t").replace(b"\t", b" ").split(b" ", 1)
     if not words[0]:
         raise ValueError("is a script whose first line names no interpreter")
     # Without an end in sight the name may be cut off, and the kernel refuses to guess (ENOEXEC).
-    if not newline and len(words) < 2 and len(data) >= _SCRIPT_LINE:
+    if not newline and not zero and len(words) < 2 and len(data) >= _SCRIPT_LINE:
         raise ValueError("is a script whose first line is too long")
     return os.fsdecode(words[0])
 

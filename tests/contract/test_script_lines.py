@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyinit.kernel.executable import read_script
@@ -43,6 +43,7 @@ def executed(folder: Path, content: bytes) -> int | None:
         return None
 
 
+@settings(max_examples=500)
 @given(line=LINES)
 @example(line=b"a/")
 @example(line=b"a")
@@ -52,6 +53,7 @@ def executed(folder: Path, content: bytes) -> int | None:
 @example(line=b" " * 253 + b"a")
 @example(line=b" " * 252 + b"a\n")
 @example(line=b" " * 251 + b"a b")
+@example(line=b" " * 250 + b"a\0aa")
 @example(line=b"\n")
 @example(line=b"a" + b" " * 300)
 def test_the_kernel_executes_the_same_interpreter(folder: Path, line: bytes) -> None:

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyinit import record
-from pyinit.config import cmdline, devspec, distance, options, sealed
+from pyinit.config import cmdline, devspec, distance, fstab, options, sealed
 from pyinit.devices import udev, waiting
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel import executable, modules, mountinfo
 from pyinit.kernel.console import Console
+from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status
-from pyinit.root import mount
+from pyinit.root import belongs, fsck, mount
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
 from pyinit_image import (
@@ -55,7 +56,7 @@ class Target(NamedTuple):
     run: Callable[[bytes], None]
     seeds: tuple[bytes, ...]
     words: tuple[bytes, ...]
-    parsers: frozenset[object]
+    parsers: tuple[Callable[..., object], ...]
     """The functions that are tried."""
 
 
@@ -63,11 +64,11 @@ TARGETS: dict[str, Target] = {}
 
 
 def target(
-    *parsers: object, seeds: tuple[bytes, ...], words: tuple[bytes, ...]
+    *parsers: Callable[..., object], seeds: tuple[bytes, ...], words: tuple[bytes, ...]
 ) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
     def add(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
         name = run.__name__
-        TARGETS[name] = Target(name, run, seeds, words, frozenset(parsers))
+        TARGETS[name] = Target(name, run, seeds, words, parsers)
         return run
 
     return add
@@ -324,6 +325,71 @@ def mount_table(data: bytes) -> None:
             witness.parse_mount(line)
         except ValueError:
             pass
+
+
+@target(
+    fstab.parse,
+    fstab.split_options,
+    fstab.normalise,
+    belongs.wanted,
+    seeds=(
+        b"UUID=1-2 / ext4 errors=remount-ro 0 1\n/dev/a\\040b /usr/../usr ext4 ro,nofail 0 2\n",
+        b'LABEL=x /a/b xfs x-initrd.mount,context="a:b,c"\n/x /y none bind,x-initrd.mount\n# c\n',
+        b"s:/x /nfs nfs4 x-initrd.mount,_netdev\nnone none swap sw\n",
+    ),
+    words=split(
+        r"\n \x20 \t # / .. /usr none \\040 \\000 \\303\\244 UUID= x-initrd.mount noauto , 999 \x1b[2J \xff"
+        r' " \0 \r'
+    ),
+)
+def fstab_file(data: bytes) -> None:
+    read = fstab.parse(data)
+    for config in (options.boot_config(b"ro"), options.boot_config(b"rw mount.usr=UUID=1")):
+        found, warnings = belongs.wanted(read, config)
+        shown(*warnings)
+        for one in found:
+            if not one.target.startswith("/") or "/../" in f"{one.target}/":
+                raise AssertionError(f"mounted outside: {one.target!r}")
+            if "\0" in "".join((one.source, one.target, one.fstype, one.options)):
+                raise AssertionError("words that mount(2) cannot take")
+            refused(belongs.explain(one, BootError("E-MOUNT", "cause"), "/sysroot"))
+
+
+def superblock() -> bytes:
+    """Of a clean ext4, as far as PID 1 looks at it."""
+    made = bytearray(1024)
+    struct.pack_into("<HhHH", made, 52, 1, -1, 0xEF53, 1)
+    return bytes(made)
+
+
+@target(
+    fsck.ext_is_clean,
+    fsck.percent,
+    seeds=(superblock(), b"1 17 200 /dev/vda1\n"),
+    words=split(r"\x53\xef \xff\xff \x20 1 5 6 0 9999999999999999999999 -1 \xb2 \0\0\0\0"),
+)
+def checked_file_system(data: bytes) -> None:
+    if fsck.ext_is_clean(data) and data[56:58] != b"\x53\xef":
+        raise AssertionError("something else is clean")
+    done = fsck.percent(data)
+    if done is not None and not 0 <= done <= 100:
+        raise AssertionError(f"{done} percent")
+
+
+@target(
+    Line.feed,
+    seeds=(b"hunter2\r", "p\u00e4\x7f\x15\x1b[1;5Cab\x03".encode()),
+    words=split(r"\r \n \x7f \x08 \x15 \x03 \x04 \x1b \x1b[ \x1bO \xc3 \xa4 [2J a"),
+)
+def typed_keys(data: bytes) -> None:
+    for secret in (False, True):
+        line = Line(secret=secret, limit=20)
+        echo, taken = line.feed(data)
+        shown(echo.decode("ascii").replace("\b \b", "").removesuffix("\n"), line.shown().decode("ascii"))
+        if secret and set(echo.replace(b"\b \b", b"")) - set(b"*\n"):
+            raise AssertionError(f"a secret is shown: {echo!r}")
+        if not taken <= len(data) or len(line.take()) > 20:
+            raise AssertionError("more is taken than there is")
 
 
 @target(

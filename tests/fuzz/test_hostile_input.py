@@ -7,11 +7,8 @@ with as many as one likes, led by coverage.
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
 import os
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given, note, settings
@@ -70,25 +67,29 @@ def test_good_inputs_and_long_ones_end(name: str) -> None:
         target.run((word * (LONG // len(word) + 1))[:LONG])
 
 
-def functions_of_bytes() -> set[object]:
-    """The public functions of pyinit whose first parameter is bytes: what reads the words of others."""
-    found: set[object] = set()
+def readers_of_bytes() -> set[str]:
+    """The public functions and methods of pyinit that make something of bytes: the words of others."""
+    found = set()
     for path in PYINIT.rglob("*.py"):
-        names = [
-            node.name
-            for node in ast.parse(path.read_bytes()).body
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-            if node.returns and ast.unparse(node.returns) != "None"
-            if node.args.args and "bytes" in ast.unparse(node.args.args[0].annotation or ast.Constant(None))
-        ]
-        if names:
-            parts = path.relative_to(PYINIT.parent).with_suffix("").parts
-            module: ModuleType = importlib.import_module(".".join(parts))
-            found |= {inspect.unwrap(getattr(module, name)) for name in names}
+        module = ".".join(path.relative_to(PYINIT.parent).with_suffix("").parts)
+        tree = ast.parse(path.read_bytes())
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        for top in (tree, *classes):
+            owner = f"{top.name}." if isinstance(top, ast.ClassDef) else ""
+            for node in top.body:
+                if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                    named = [argument for argument in node.args.args if argument.arg != "self"]
+                    first = ast.unparse(named[0].annotation) if named and named[0].annotation else ""
+                    result = ast.unparse(node.returns) if node.returns else ""
+                    if "bytes" in first and result != "None":
+                        found.add(f"{module}.{owner}{node.name}")
     return found
 
 
 def test_every_parser_of_pid_1_is_tried() -> None:
-    tried = {parser for target in TARGETS.values() for parser in target.parsers}
-    missing = {f"{parser.__module__}.{parser.__qualname__}" for parser in functions_of_bytes() - tried}  # type: ignore[attr-defined]
-    assert not missing, "give each a target in tests/fuzz/targets.py"
+    tried = {
+        f"{parser.__module__}.{parser.__qualname__}"
+        for target in TARGETS.values()
+        for parser in target.parsers
+    }
+    assert readers_of_bytes() - tried == set(), "give each a target in tests/fuzz/targets.py"

@@ -9,6 +9,46 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import strategies as st
+
+_FIELDS = st.lists(
+    st.sampled_from(
+        [
+            b"a",
+            b"/",
+            b"\\040",
+            b"\\134",
+            b"\\011",
+            b"\\303\\244",
+            b"\\8",
+            b"\\",
+            b":",
+            b"\xc3\xa4",
+            b"\xff",
+            b'"',
+        ]
+    ),
+    min_size=1,
+    max_size=8,
+).map(b"".join)
+_SPECS = _FIELDS.map(lambda path: b"/dev/" + path) | st.builds(
+    lambda tag, value, quote: tag + b"=" + quote + value + quote,
+    st.sampled_from([b"UUID", b"LABEL", b"PARTLABEL"]),
+    _FIELDS.filter(lambda value: b'"' not in value),
+    st.sampled_from([b"", b'"', b"'"]),
+)
+_OPTIONS = st.lists(_FIELDS, min_size=1, max_size=3).map(b",".join)
+_BLANKS = st.sampled_from([b" ", b"\t", b" \t "])
+_REST = st.sampled_from([b"", b" 0 1", b"\t0"])
+_PLACES = _FIELDS.map(lambda path: b"/" + path)
+_LINES = st.tuples(_SPECS, _BLANKS, _PLACES, _BLANKS, _FIELDS, _BLANKS, _OPTIONS, _REST).map(b"".join)
+
+FSTABS = st.builds(
+    lambda lines, between: between.join(lines) + b"\n",
+    st.lists(_LINES, max_size=4),
+    st.sampled_from([b"\n", b"\n\n", b"\n # comment\n\t\n"]),
+)
+"""Tables as people write them, with every kind of escape and quote."""
 
 
 class Row(NamedTuple):

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import libmount
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyinit.config.devspec import parse_spec
 from pyinit.config.fstab import normalise, parse, split_options
 
 EXAMPLE = rb"""# /etc/fstab: static file system information.
@@ -83,3 +85,22 @@ def test_libmount_reads_the_same(tmp_path: Path) -> None:
     assert [(source, fstype) for source, _, fstype in theirs] == [
         (source, fstype) for source, _, fstype in ours
     ]
+
+
+@given(data=libmount.FSTABS)
+def test_escapes_and_quotes_are_those_of_libmount(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    rows = libmount.read(tmp_path_factory.getbasetemp() / "fstab", data, fstab=True)
+    read = parse(data)
+    assert read.warnings == ()
+    assert [(line.target, line.fstype, line.options) for line in read.lines] == [
+        (normalise(row.target), row.fstype, tuple(split_options(row.options))) for row in rows
+    ]
+    # Quotes around the value of a tag are taken off where it is looked up.
+    for line, row in zip(read.lines, rows, strict=True):
+        if not line.source.startswith("/"):
+            spec = parse_spec(line.source)
+            assert f"{spec.kind.value}={spec.value}" == row.source
+        else:
+            assert line.source == row.source

@@ -129,36 +129,8 @@ def test_fstab_is_read_as_it_was_written(rows: list[tuple[str, str, str, str]]) 
     assert warnings == ()
 
 
-FIELDS = st.lists(
-    st.sampled_from(
-        [b"a", b"/", b"\\040", b"\\134", b"\\011", b"\\8", b"\\", b":", b"\xc3\xa4", b"\xff", b'"']
-    ),
-    min_size=1,
-    max_size=8,
-).map(b"".join)
-SPECS = FIELDS.map(lambda path: b"/dev/" + path) | st.builds(
-    lambda tag, value, quote: tag + b"=" + quote + value + quote,
-    st.sampled_from([b"UUID", b"LABEL", b"PARTUUID", b"PARTLABEL"]),
-    FIELDS.filter(lambda value: b'"' not in value),
-    st.sampled_from([b"", b'"', b"'"]),
-)
-OPTIONS = st.lists(FIELDS, min_size=1, max_size=3).map(b",".join)
-BLANKS = st.sampled_from([b" ", b"\t", b" \t "])
-
-
-@given(
-    lines=st.lists(
-        st.tuples(
-            SPECS, BLANKS, FIELDS, BLANKS, FIELDS, BLANKS, OPTIONS, st.sampled_from([b"", b" 0 1", b"\t0"])
-        ),
-        max_size=4,
-    ),
-    between=st.sampled_from([b"\n", b"\n\n", b"\n # comment\n\t\n"]),
-)
-def test_fstab_is_what_libmount_reads(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[bytes, ...]], between: bytes
-) -> None:
-    data = between.join(map(b"".join, lines)) + b"\n"
+@given(data=libmount.FSTABS)
+def test_fstab_is_what_libmount_reads(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     rows = libmount.read(tmp_path_factory.getbasetemp() / "fstab", data, fstab=True)
     entries, warnings = tables.parse_fstab(data)
     assert warnings == ()

@@ -6,7 +6,7 @@ import os
 
 import libmount
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pyinit.kernel.mountinfo import Mount, parse, read, subtree, topmost
@@ -66,6 +66,7 @@ def test_every_mount_comes_back(table: list[Mount]) -> None:
 @given(table=st.lists(mounts, max_size=5))
 def test_libmount_reads_the_same(tmp_path_factory: pytest.TempPathFactory, table: list[Mount]) -> None:
     data = b"".join(line(mount) + b"\n" for mount in table)
+    assume(b"\r\n" not in data)  # It takes both for the end of the line, as in a file that a person wrote.
     rows = libmount.read(tmp_path_factory.getbasetemp() / "mountinfo", data)
     assert rows == [
         libmount.Row(
