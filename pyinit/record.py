@@ -102,7 +102,7 @@ _ENTRIES: dict[str, dict[str, tuple[type, ...]]] = {
 }
 _HEAD: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("version", "kernel", "cmdline"), (str,)),
-    "started": (int,),
+    **dict.fromkeys(("started", "imported"), (int,)),
     "handover": (dict, type(None)),
 }
 _HANDOVER: dict[str, tuple[type, ...]] = {"at": (int,), "init": (str,), "method": (str,)}

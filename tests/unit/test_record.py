@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinit.record import MAX_MESSAGES, Record, main, timeline
+from pyinit.record import MAX_MESSAGES, Record, decode, main, timeline
 
 
 def finished_record() -> Record:
@@ -97,6 +97,31 @@ def test_command_says_when_a_file_is_no_record(
     path.write_bytes(content)
     assert main([str(path)]) == 1
     assert "holds no boot record" in capsys.readouterr().err
+
+
+def test_a_record_without_any_one_of_its_parts_is_told_or_refused() -> None:
+    record = finished_record()
+    record.message("info", "x")
+    whole = json.loads(record.encode())
+
+    def paths(value: object, above: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+        pairs = value.items() if isinstance(value, dict) else ()
+        if isinstance(value, list):
+            pairs = list(enumerate(value))
+        return [path for key, item in pairs for path in ((*above, key), *paths(item, (*above, key)))]
+
+    refused = 0
+    for *above, last in paths(whole):
+        changed = json.loads(record.encode())
+        place = changed
+        for key in above:
+            place = place[key]
+        del place[last]
+        try:
+            timeline(decode(json.dumps(changed).encode()))
+        except ValueError:
+            refused += 1
+    assert 20 < refused < len(paths(whole))
 
 
 def test_a_record_of_a_stranger_drives_no_terminal(
