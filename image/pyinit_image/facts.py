@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pyinit.config import crypttab
 from pyinit.kernel import mountinfo
 from pyinit.text import printable
 
@@ -176,7 +177,7 @@ def record(top: Path = Path("/")) -> Facts:
     all_lines, found = tables.parse_fstab(table(FSTAB))
     told(FSTAB, found)
     lines = [entry for entry in all_lines if _matters(entry)]
-    all_encrypted, found = tables.parse_crypttab(table(CRYPTTAB))
+    all_encrypted, found = crypttab.parse(table(CRYPTTAB))
     told(CRYPTTAB, found)
     mdadm = etc.find(*MDADM) or MDADM[0]
     arrays, found = tables.parse_mdadm(table(mdadm))

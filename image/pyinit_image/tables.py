@@ -1,4 +1,4 @@
-"""The tables in /etc that say what belongs to the root file system: fstab, crypttab, mdadm.conf.
+"""The tables in /etc that say what belongs to the root file system: fstab, mdadm.conf.
 
 The parsers take the bytes of a file and never fail: a line that cannot be understood is left out and named
 in the warnings, ``line 3: ...``. Text that was not UTF-8 is kept by surrogateescape; print it as foreign
@@ -38,20 +38,6 @@ class Filesystem:
 
 
 @dataclass(frozen=True, slots=True)
-class Encrypted:
-    """One line of crypttab(5)."""
-
-    line: int
-    name: str
-    """The device will be /dev/mapper/NAME."""
-    source: str
-    """The encrypted device: a path, ``UUID=...`` and so on."""
-    key: str
-    """The key file, or ``none`` for a passphrase."""
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Array:
     """One ARRAY line of mdadm.conf(5); what it does not say is empty."""
 
@@ -84,24 +70,6 @@ def parse_fstab(data: bytes) -> tuple[tuple[Filesystem, ...], tuple[str, ...]]:
         entries.append(
             Filesystem(number, _unquote(_text(spec)), _text(file), _text(kind), _options(_text(options)))
         )
-    return tuple(entries), tuple(warnings)
-
-
-def parse_crypttab(data: bytes) -> tuple[tuple[Encrypted, ...], tuple[str, ...]]:
-    """Read crypttab: its lines, and warnings about those that are left out."""
-    entries = []
-    warnings: list[str] = []
-    for number, words in _lines(data, warnings):
-        if len(words) < 2:
-            warnings.append(f"line {number}: no name and encrypted device: {_shown(words)}")
-            continue
-        name, source, *rest = (_text(word) for word in words[:4])
-        key, options = (*rest, "-", "-")[0], (*rest, "-", "-")[1]
-        if "/" in name or name in (".", ".."):
-            warnings.append(f"line {number}: {printable(name[:80])} cannot be a name below /dev/mapper")
-            continue
-        key, options = ("none" if key == "-" else key), ("" if options == "-" else options)
-        entries.append(Encrypted(number, name, _unquote(source), key, _options(options)))
     return tuple(entries), tuple(warnings)
 
 

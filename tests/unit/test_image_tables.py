@@ -1,4 +1,4 @@
-"""fstab, crypttab and mdadm.conf: what they say, and that no bytes break the parsers."""
+"""fstab and mdadm.conf: what they say, and that no bytes break the parsers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinit_image import tables
-from pyinit_image.tables import Array, Encrypted, Filesystem
+from pyinit_image.tables import Array, Filesystem
 
 #: Bytes that mean something to one of the parsers, and a few that do not.
 PIECES = (
@@ -50,22 +50,6 @@ def test_bad_lines_of_fstab_are_named_and_the_others_are_read() -> None:
     )
 
 
-def test_crypttab() -> None:
-    entries, warnings = tables.parse_crypttab(
-        b"#name device\nroot UUID=1 - luks,discard\nhome /dev/sdb /etc/home.key\n"
-        b"small /dev/c\nbad\na/b /dev/d\n"
-    )
-    assert entries == (
-        Encrypted(2, "root", "UUID=1", "none", ("luks", "discard")),
-        Encrypted(3, "home", "/dev/sdb", "/etc/home.key", ()),
-        Encrypted(4, "small", "/dev/c", "none", ()),
-    )
-    assert warnings == (
-        "line 5: no name and encrypted device: bad",
-        "line 6: a/b cannot be a name below /dev/mapper",
-    )
-
-
 UUID = "3aaa0122:29827cfa:5331ad66:ca767371"
 PLAIN = "3aaa012229827cfa5331ad66ca767371"
 
@@ -102,7 +86,7 @@ def test_bad_lines_of_mdadm_are_named() -> None:
 @given(ANY)
 def test_no_bytes_break_the_parsers(data: bytes) -> None:
     lines = data.count(b"\n") + 1
-    for parser in (tables.parse_fstab, tables.parse_crypttab, tables.parse_mdadm):
+    for parser in (tables.parse_fstab, tables.parse_mdadm):
         entries, warnings = parser(data)
         numbers = [entry.line for entry in entries]
         assert numbers == sorted(set(numbers))
