@@ -32,6 +32,7 @@ from pyinit.rescue.guard import Guard
 from pyinit.rescue.shell import end_machine
 from pyinit.root import belongs, fsck
 from pyinit.root.mount import SYSROOT, MountSpec, mount_filesystem, parse_options, root_mount
+from pyinit.storage import assemblers
 from pyinit.text import printable
 
 BLACKLIST_PATH = "/run/modprobe.d/pyinit.conf"
@@ -114,6 +115,7 @@ class Boot(Context):
             config.drivers_never,
         )
         self.spec = devspec.parse_spec(config.root) if config.root else None
+        self.assemblers[:] = assemblers(self)
 
     def start_udev(self) -> None:
         """udevd is started, and the drivers that are known to be on the way to the root are loaded."""
@@ -198,6 +200,8 @@ class Boot(Context):
 
     def clean_up(self) -> None:
         """udevd and whatever else was started here ends."""
+        for stack in self.assemblers:
+            stack.forget()
         if self.daemon is not None:
             self.daemon.stop()
             self.daemon = None
@@ -344,7 +348,8 @@ class Boot(Context):
             # The device may have another name by now.
             self.root = None
             self.mounted_here = False
-        return changed or (self.init is not None and not mounted)
+        closed, self.closed = self.closed, False
+        return changed or (not mounted and (closed or self.init is not None))
 
     def _wait_for(self, name: str, spec: devspec.DeviceSpec, timeout: float | None) -> DeviceView:
         """Wait for the device that ``name`` needs; an ``E-DEV`` says all that is known of its absence."""
@@ -362,7 +367,7 @@ class Boot(Context):
         found, config = self.root.properties.get("ID_FS_TYPE", ""), self.config
         self._refuse_container(self.root)
         verdict = self._check_filesystem("root", self.root, found)
-        spec = root_mount(self.root.node, found, config.rootflags, verdict.writable and not config.read_only)
+        spec = root_mount(self.root.path, found, config.rootflags, verdict.writable and not config.read_only)
         if not verdict.writable:
             spec = spec.adding(fsck.read_only_data(found))
         mount_filesystem(spec, config.rootfstype, self.modules, self.console)
@@ -381,7 +386,7 @@ class Boot(Context):
         if one.on_device:
             limit = OPTIONAL_TIMEOUT if one.optional else self.config.timeout
             device = self._wait_for(one.target, devspec.parse_spec(one.source), limit)
-            source, found = device.node, device.properties.get("ID_FS_TYPE", "")
+            source, found = device.path, device.properties.get("ID_FS_TYPE", "")
             self._refuse_container(device)
             if one.checked:
                 writable = self._check_filesystem(one.target, device, found).writable
@@ -420,7 +425,9 @@ class Boot(Context):
         known = list(self.known())
         if spec is None:
             return no_root_given(self.record.data["cmdline"], known)
-        return missing_device(error.cause, spec, known, self.modules, self.record.data["events"]["read"])
+        events = self.record.data["events"]["read"]
+        waiting = [f"{stack.name}: {line}" for stack in self.assemblers for line in stack.waits_for()]
+        return missing_device(error.cause, spec, known, self.modules, events, waiting)
 
 
 def _write_blacklist(names: Collection[str]) -> None:

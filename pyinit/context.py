@@ -15,10 +15,12 @@ from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import Assembler, Waiter
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
-from pyinit.kernel.files import read_if_there
+from pyinit.kernel.files import is_mounted, read_if_there
 from pyinit.kernel.keyboard import Keyboard
+from pyinit.kernel.keymap import Keymap
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.process import Children
+from pyinit.kernel.syscalls import MNT_DETACH, umount2
 from pyinit.record import Record
 from pyinit.report import Reporter
 from pyinit.switch_root import InitChoice
@@ -26,6 +28,10 @@ from pyinit.text import printable
 
 if TYPE_CHECKING:
     from pyinit.kernel.prompt import Prompt
+
+
+# Seconds that setting the layout of the keyboard may take.
+KEYMAP_PATIENCE = 5.0
 
 
 class Context:
@@ -54,6 +60,9 @@ class Context:
         self.mounted_here = False
         """Whether what is mounted as the root was mounted by PID 1, and not by a person."""
         self.init: InitChoice | None = None
+        self.keymap = Keymap(self.children, self.console)
+        self.closed = False
+        """Whether the root was unmounted for a shell, because it is on a volume that was closed."""
         self._prompt: Prompt | None = None
 
     @property
@@ -101,10 +110,23 @@ class Context:
     def close_volumes(self) -> None:
         """Close what was opened with a secret, and forget the secrets: a person is about to get a shell.
 
+        The keyboard gets its layout, if it has not got it yet.
         What one stack closes the next one below it may lie on, so the last one comes first.
         """
+        from pyinit.root.mount import SYSROOT
+
+        if any(assembler.opened() for assembler in self.assemblers):
+            if is_mounted(SYSROOT):
+                try:
+                    umount2(SYSROOT)
+                except OSError:
+                    # Somebody looks at it. Without its device there will be nothing to see.
+                    umount2(SYSROOT, MNT_DETACH)
+                self.closed = True
+            self.root, self.mounted_here = None, False
         for assembler in reversed(self.assemblers):
             assembler.close()
+        self.keymap.load(KEYMAP_PATIENCE)
 
 
 def read(path: str) -> bytes:

@@ -121,6 +121,28 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         ),
         Case("F7", "/usr is on a file system of its own that is not there", "explained, then the policy"),
     ),
+    "Encrypted volumes": (
+        Case(
+            "S5",
+            "a wrong passphrase three times, Ctrl-D, no key file",
+            "`E-UNLOCK`; never a shell that the policy does not allow",
+        ),
+        Case(
+            "S6",
+            "a LUKS header is damaged: the first copy, or both",
+            "the second copy is used and that is said; `E-LUKS`",
+        ),
+        Case(
+            "S8",
+            "a key derivation needs more memory than there is",
+            "`E-OOM-KDF` with the figures, before anybody types",
+        ),
+        Case(
+            "H5",
+            "a LUKS header was changed to a cipher that encrypts nothing",
+            "`E-LUKS-CIPHER`, before anybody types",
+        ),
+    ),
     "The switch to the root": (
         Case(
             "R1", "further mounts, tmpfs and bind mounts in the initramfs", "none of their files is deleted"
@@ -197,7 +219,6 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "A5",
             "the shell opens after a volume was unlocked",
             "the volume is closed and the keys are gone before it opens",
-            "no unlocking yet",
         ),
         Case("A6", "a second console", "the same rule there", _NOT_YET),
     ),
@@ -206,7 +227,6 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "row-1",
             "a shell after many empty passphrases (CVE-2016-4484)",
             "giving up on unlocking never ends in a shell that the policy does not allow",
-            _NOT_YET,
         ),
         Case(
             "row-2",
@@ -221,10 +241,14 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         ),
         Case("row-4", "an emergency password that fails open", "a damaged hash denies", _NOT_YET),
         Case(
+            "row-6",
+            "LUKS2 headers are not authenticated (CVE-2025-59054)",
+            "every copy of the header is looked at before the volume is opened",
+        ),
+        Case(
             "row-7",
             "keys stay in memory when the boot fails after the unlock (CVE-2025-4382)",
             "volumes are closed before any shell",
-            "no unlocking yet",
         ),
         Case(
             "row-8",
@@ -275,7 +299,6 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "row-24",
             "secrets in memory or in /run after the boot went on or failed",
             "keys and passphrases are overwritten before the switch and before any shell",
-            "no unlocking yet",
         ),
     ),
 }

@@ -126,7 +126,7 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
         if spec.format == "list":
             genlist.write(entries, Path(spec.output), mtime=work.mtime)
         else:
-            install(Path(spec.output), image)
+            install(Path(spec.output), image, secrets=work.settings.secrets)
     clock.step("")
     return BuildResult(
         work.kernel.release,
@@ -186,11 +186,11 @@ class _Build:
         self.summed = release is None or (int(release[1]), int(release[2])) >= SUMMED_SINCE
         self.settings = Plan(Sysroot(spec.sysroot))
         self.hooks = boot_hooks.read(self.settings.sysroot, spec.hooks)
+        self.facts = _facts(spec) if spec.mode == "host" else None
         self.target = features.Target(
-            self.settings.sysroot, self.kernel, spec.mode, spec.rescue, spec.cmdline
+            self.settings.sysroot, self.kernel, spec.mode, spec.rescue, spec.cmdline, self.facts
         )
         self.chosen = features.choose(self.settings, self.target, spec.features, spec.without)
-        self.facts = _facts(spec) if spec.mode == "host" else None
         self.wanted = features.modules(self.target, self.chosen)
         if self.facts is not None:
             for warning in self.facts.warnings:

@@ -56,8 +56,8 @@ def check(path: Path) -> None:
         os.close(directory)
 
 
-def install(path: Path, data: bytes | Sequence[bytes]) -> None:
-    """Write ``data``, whole or in pieces, to ``path``.
+def install(path: Path, data: bytes | Sequence[bytes], *, secrets: Sequence[str] = ()) -> None:
+    """Write ``data``, whole or in pieces, to ``path``. ``secrets`` are the paths of keys that are in it.
 
     :class:`BuildError` says what went wrong and which image is there now: the old one, untouched, or the new
     one when only the last step failed.
@@ -72,7 +72,7 @@ def install(path: Path, data: bytes | Sequence[bytes]) -> None:
     try:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
-            _replace(directory, path.name, pieces)
+            _replace(directory, path.name, pieces, secrets)
         except OSError as error:
             raise BuildError(
                 f"{shown} cannot be written: {error.strerror}; a previous image is untouched",
@@ -98,7 +98,7 @@ def _no_directory(path: Path, error: OSError) -> BuildError:
     )
 
 
-def _replace(directory: int, name: str, pieces: list[bytes]) -> None:
+def _replace(directory: int, name: str, pieces: list[bytes], secrets: Sequence[str] = ()) -> None:
     temporary = f".{name}.new"
     exists = _is_regular(directory, name)
     _remove(directory, f".{name}.spare")
@@ -108,6 +108,15 @@ def _replace(directory: int, name: str, pieces: list[bytes]) -> None:
     try:
         try:
             os.fchmod(fd, 0o600)
+            mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            if secrets and mode & 0o077:
+                # A file system without modes, vfat for example, shows one for all its files.
+                raise BuildError(
+                    f"the image has {printable(', '.join(secrets))} in it and could be read by everybody "
+                    f"where it is to be: its mode there would be {mode:04o}",
+                    hint="Name a place on another file system, mount this one with umask=0077, or keep the "
+                    "key on a device of its own (PATH:DEVICE in crypttab).",
+                )
             for piece in pieces:
                 _write(fd, piece)
             os.fsync(fd)

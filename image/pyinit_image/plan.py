@@ -67,6 +67,8 @@ class Plan:
         self.stand_ins: frozenset[str] = frozenset()
         """Paths in ``below`` whose file only stands in for the real one, which may take its place."""
         self.warnings: list[str] = []
+        self.secrets: list[str] = []
+        """Paths of what nobody but root may read: such an image is not written where others can read it."""
         self.source = "base"
         """The name of the source that is adding entries now."""
 
@@ -96,6 +98,11 @@ class Plan:
     ) -> None:
         """Add a file with the given content."""
         self._add(path, stat.S_IFREG | mode, content, reason, parent)
+
+    def secret(self, path: str, content: bytes, reason: str) -> None:
+        """Add a file that nobody but root may read, a key."""
+        self.data(path, content, reason, mode=0o400)
+        self.secrets.append(path)
 
     def include(self, path: str, content: bytes, mode: int, reason: str) -> None:
         """Add a file of the user's, in the place of any other file, with the libraries it needs."""

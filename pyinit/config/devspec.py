@@ -214,6 +214,16 @@ def resolve(spec: DeviceSpec, devices: Iterable[DeviceView]) -> list[DeviceView]
     return [device for device in _one_of_each(found) if not _is_incomplete(device, blocks)]
 
 
+def carriers(spec: DeviceSpec, devices: Iterable[DeviceView]) -> list[DeviceView]:
+    """Return the block devices that carry the name, containers included, by device number."""
+    blocks = sorted((d for d in devices if d.subsystem == "block" and d.initialized), key=_order)
+    return [
+        device
+        for device in _without_their_disks([d for d in blocks if _carries(spec, d)])
+        if not is_path(device)
+    ]
+
+
 def _without_their_disks(found: list[DeviceView]) -> list[DeviceView]:
     """Leave out a disk one of whose partitions matches too: both show an isohybrid image's file system."""
     disks = {device.properties.get("ID_PART_ENTRY_DISK") for device in found if device.devtype == "partition"}
@@ -251,11 +261,16 @@ def _as_tag(spec: DeviceSpec) -> tuple[Kind, str]:
 def _obstacle(kind: Kind, device: DeviceView) -> str:
     """Say why a device is not meant though it carries the name; empty if nothing is in the way."""
     get = device.properties.get
-    if get("DM_MULTIPATH_DEVICE_PATH") == "1":
+    if is_path(device):
         return "is one path of a multipath device"
     if kind in (Kind.UUID, Kind.LABEL) and get("ID_FS_USAGE") in ("raid", "crypto"):
         return f"is a container ({printable(get('ID_FS_TYPE', 'unknown'))}), not a file system"
     return ""
+
+
+def is_path(device: DeviceView) -> bool:
+    """Whether a device is one of several ways to a disk, which is used through the multipath device only."""
+    return device.properties.get("DM_MULTIPATH_DEVICE_PATH") == "1"
 
 
 def _place(device: DeviceView) -> tuple[str, int]:

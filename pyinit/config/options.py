@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pyinit.config.cmdline import CommandLine, Word, is_on, parse
 from pyinit.config.distance import closest
 from pyinit.text import printable
+
+if TYPE_CHECKING:
+    from pyinit.config.luks import LuksWords
 
 Kind = Literal["text", "word", "switch", "number", "choice", "list", "device", "break"]
 
@@ -56,6 +59,7 @@ class Option(NamedTuple):
 
 
 _ROOT, _CHECK, _WAIT, _SHOW = "Root file system", "File system checks", "Waiting for devices", "Messages"
+_LUKS = "Encrypted volumes"
 _RESCUE, _DRIVERS = "Rescue and debugging", "Drivers and udev"
 
 OPTIONS: Final[tuple[Option, ...]] = (
@@ -196,6 +200,129 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "0",
         "Added to the time after which a missing root device is a failure. A device that is there is used at "
         "once: the boot reacts to devices as they appear, so there is nothing to be gained by a pause.",
+        "initqueue",
+    ),
+    Option(
+        "rd.luks",
+        "switch",
+        _LUKS,
+        "[=0|1]",
+        "1",
+        "Whether encrypted volumes are opened at all. Which ones: those of the other words, those in the "
+        "image's /etc/crypttab (which has what the root needs), and the one of `root=/dev/mapper/luks-UUID`.",
+        "initqueue",
+        other_names=("rd_NO_LUKS",),
+    ),
+    Option(
+        "rd.luks.uuid",
+        "list",
+        _LUKS,
+        "=UUID",
+        "none",
+        "Open the LUKS volume with this UUID, or each one whose UUID begins so. It is called `luks-UUID` "
+        "unless crypttab or `rd.luks.name` have a name. May be given several times.",
+        "initqueue",
+        other_names=("rd_LUKS_UUID", "luks.uuid"),
+    ),
+    Option(
+        "rd.luks.name",
+        "list",
+        _LUKS,
+        "=UUID=NAME",
+        "none",
+        "Open this volume and call it /dev/mapper/NAME. May be given several times.",
+        "initqueue",
+        other_names=("luks.name", "cryptdevice", "cryptopts"),
+    ),
+    Option(
+        "rd.luks.partuuid",
+        "list",
+        _LUKS,
+        "=UUID",
+        "none",
+        "Open the LUKS volume in the partition with this PARTUUID. May be given several times.",
+        "initqueue",
+    ),
+    Option(
+        "rd.luks.serial",
+        "list",
+        _LUKS,
+        "=SERIAL",
+        "none",
+        "Open the LUKS volumes on the disk with this serial number. May be given several times.",
+        "initqueue",
+    ),
+    Option(
+        "rd.luks.key",
+        "list",
+        _LUKS,
+        "=PATH[:DEVICE[:UUID]]",
+        "none",
+        "A file with the key: in the image, or on the file system of DEVICE, which is given as in `root=`; "
+        "for the volume with this UUID (or whose UUID begins so), else for all. `UUID=PATH[:DEVICE]` is "
+        "understood too. Without the file, the passphrase is asked for. May be given several times.",
+        "initqueue",
+        other_names=("luks.key", "rd_LUKS_KEYPATH", "cryptkey"),
+    ),
+    Option(
+        "rd.luks.key.tout",
+        "number",
+        _LUKS,
+        "=SECONDS",
+        "10",
+        "How long to wait for the device with the key before the passphrase is asked for; 0 waits for ever.",
+        "initqueue",
+    ),
+    Option(
+        "rd.luks.options",
+        "list",
+        _LUKS,
+        "=[UUID=]OPTION,...",
+        "none",
+        "Options as in crypttab: `discard`, `header=PATH[:DEVICE]`, `tries=`, `timeout=`, `keyfile-offset=`, "
+        "`keyfile-size=`, `keyfile-timeout=`, `key-slot=`, `readonly`, `same-cpu-crypt`, "
+        "`submit-from-crypt-cpus`, `no-read-workqueue`, `no-write-workqueue`. Without a UUID: for all "
+        "volumes that have none of their own.",
+        "initqueue",
+        other_names=("luks.options",),
+    ),
+    Option(
+        "rd.luks.data",
+        "list",
+        _LUKS,
+        "=UUID=DEVICE",
+        "none",
+        "The device with the data of the volume whose header lies elsewhere (`header=`).",
+        "initqueue",
+        other_names=("luks.data",),
+    ),
+    Option(
+        "rd.luks.allow-discards",
+        "list",
+        _LUKS,
+        "[=UUID]",
+        "no",
+        "Pass discards (TRIM) on to the disk, of this volume or of all. They tell anybody who has the disk "
+        "which blocks are in use.",
+        "initqueue",
+        other_names=("rd_LUKS_ALLOW_DISCARDS",),
+    ),
+    Option(
+        "rd.luks.timeout",
+        "number",
+        _LUKS,
+        "=SECONDS",
+        "0",
+        "How long a person may take to type a passphrase; 0: as long as they like.",
+        "initqueue",
+    ),
+    Option(
+        "rd.luks.crypttab",
+        "switch",
+        _LUKS,
+        "[=0|1]",
+        "1",
+        "Whether the /etc/crypttab of the image counts.",
         "initqueue",
     ),
     Option("quiet", "word", _SHOW, "", "no", "Show warnings and errors only.", "cmdline"),
@@ -360,11 +487,7 @@ _OTHER_NAMES = {other: option for option in OPTIONS for other in option.other_na
 
 # Words that mean something to other initramfs programs: (what they are for, names without "rd.").
 _UNHANDLED: Final[tuple[tuple[str, str], ...]] = (
-    (
-        "LUKS",
-        "luks luks.uuid luks.name luks.partuuid luks.serial luks.key luks.key.tout luks.options luks.data "
-        "luks.allow-discards luks.crypttab luks.timeout luks.smartcard",
-    ),
+    ("keys on smart cards", "luks.smartcard"),
     ("LVM", "lvm lvm.vg lvm.lv lvm.conf lvm.snapshot lvm.snapsize lvm.mergetags"),
     ("MD RAID", "md md.uuid md.conf md.imsm md.ddf md.waitclean"),
     ("BIOS RAID", "dm dm.uuid"),
@@ -474,6 +597,8 @@ class BootConfig(NamedTuple):
     """Modules not to be loaded for a device."""
     warnings: tuple[str, ...]
     """One line each, printable."""
+    luks: LuksWords | None = None
+    """``rd.luks.*``; None when there is no such word."""
 
 
 def boot_config(*sources: bytes) -> BootConfig:
@@ -524,6 +649,10 @@ def boot_config(*sources: bytes) -> BootConfig:
         warnings=(),
     )
     get.choice("rd.udev.log_level")
+    if any(word.key.startswith("rd.luks") for word in merged.words):
+        from pyinit.config.luks import luks_words
+
+        config = config._replace(luks=luks_words(merged, get.number, warnings))
     _warn_unknown(merged, warnings)
     if len(warnings) > _MANY:
         warnings[_MANY:] = [

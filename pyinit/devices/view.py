@@ -25,3 +25,8 @@ class DeviceView(NamedTuple):
     """udev properties. Values come from disks: print them only through :func:`pyinit.text.printable`."""
     initialized: bool
     """Whether udevd has processed the device; before that the properties are the kernel's only."""
+
+    @property
+    def path(self) -> str:
+        """What tables of mounts call it: a mapping of the device mapper by its name, others by their node."""
+        return next((link for link in self.links if link.startswith("/dev/mapper/")), self.node)

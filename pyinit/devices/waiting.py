@@ -70,14 +70,23 @@ class Assembler(Protocol):
     def wake(self) -> float:
         """The moment (``time.monotonic``) at which to be called even if nothing happens; ``inf`` for none."""
 
+    def holds(self) -> bool:
+        """Whether the boot may neither go on nor give up a device now: it works, or a person is asked."""
+
     def waits_for(self) -> tuple[str, ...]:
         """What it lacks or is doing, a printable line each: for progress lines and explanations."""
+
+    def opened(self) -> tuple[str, ...]:
+        """The names of what is open and took a secret to open."""
 
     def close(self) -> None:
         """Undo what was opened with a secret and forget the secret, for a person is about to get a shell.
 
         Nothing that it made is mounted any more. What was closed is opened again when waiting goes on.
         """
+
+    def forget(self) -> None:
+        """Forget every secret: the boot needs no more devices."""
 
 
 class Waiter:
@@ -123,7 +132,7 @@ class Waiter:
             self._end_progress()
 
     def _wait(self, want: Want, entry: dict[str, Any]) -> DeviceView:
-        asked = monotonic()
+        asked = before = monotonic()
         poll = select.poll()
         poll.register(self._devices.fileno(), select.POLLIN)
         poll.register(self._children.watch(), select.POLLIN)
@@ -136,13 +145,22 @@ class Waiter:
             trigger_devices(everything=self._coldplugged)
         self._enumerate()
         event = "enumerated"
-        changed = True
+        changed, held = True, False
         while True:
             if changed or monotonic() >= min((stack.wake() for stack in self._assemblers), default=inf):
                 for stack in self._assemblers:
                     stack.react(self._initialized())
             moment = monotonic()
-            found = want.resolve(self._initialized())
+            if held:
+                # It is not the device that took this time.
+                asked += moment - before
+                if deadline is not None:
+                    deadline += moment - before
+            before = moment
+            held = any(stack.holds() for stack in self._assemblers)
+            if held:
+                self._end_progress()
+            found = [] if held else want.resolve(self._initialized())
             grace = min(grace, moment + OTHERS_GRACE) if found else inf
             if len(found) > 1 or (found and (moment >= grace or not self._others_pending())):
                 outcome = "satisfied" if len(found) == 1 else "ambiguous"
@@ -151,7 +169,7 @@ class Waiter:
                 if len(found) > 1:
                     raise _ambiguous(want, found)
                 return found[0]
-            if deadline is not None and moment >= deadline and not found:
+            if deadline is not None and moment >= deadline and not found and not held:
                 entry.update(ended=now(), outcome="expired")
                 waited = deadline - asked
                 raise BootError("E-DEV", f"{want.name}: {want.spec} did not appear within {waited:.6g} s")
@@ -159,9 +177,9 @@ class Waiter:
                 self._coldplugged = True
                 trigger_devices(everything=True)
             if moment >= notice:
-                notice = self._tell(want, moment, asked, deadline)
+                notice = moment + PATIENCE if held else self._tell(want, moment, asked, deadline)
             times = [notice, grace, *(stack.wake() for stack in self._assemblers)]
-            if deadline is not None and not found:
+            if deadline is not None and not found and not held:
                 times.append(deadline)
             if not self._coldplugged:
                 times.append(coldplug)

@@ -54,9 +54,10 @@ class Modules:
         # Nearly every bus is what its aliases start with (Documentation/driver-api/driver-model/bus.rst).
         self._buses = sorted({pattern.partition(":")[0].rstrip("*") for pattern, _ in index.aliases})
 
-    def load(self, name: str) -> bool:
+    def load(self, name: str, *, quietly: bool = False) -> bool:
         """Load a module and what it needs; False when it is not in the image or the kernel refused it.
 
+        ``quietly``: that the kernel refuses it is no news, for it is one of several, each for another CPU.
         A module that was refused is not tried again until :meth:`forget_failures`.
         """
         name = name.replace("-", "_")
@@ -72,7 +73,7 @@ class Modules:
         for need in entry.needs:
             if need not in self._done and need in self.index.modules and need not in self._blacklist:
                 self._insert(need, self._console.debug)
-        return self._insert(name, self._console.warning)
+        return self._insert(name, self._console.debug if quietly else self._console.warning)
 
     def load_all(self, names: Iterable[str]) -> None:
         """Load several modules."""

@@ -41,23 +41,28 @@ class Children:
         argv: Sequence[str],
         *,
         environment: dict[str, str] | None = None,
+        stdin: int = -1,
         stdout: int | None = None,
         terminal: str = "",
         descriptors: Mapping[int, int] = MappingProxyType({}),
     ) -> int:
         """Start a program and return its pid; OSError when it cannot be started.
 
-        It leads a session of its own. Its input is /dev/null and its output, errors included, goes to
-        ``stdout`` or to PID 1's own standard error; or all three are ``terminal``, which becomes its
-        controlling one because a session leader opens it (credentials(7)). ``descriptors`` are what it has
-        beside these three: its number, and ours. Signal dispositions and mask are the defaults.
+        It leads a session of its own. Its input is the descriptor ``stdin`` or, if that is negative,
+        /dev/null; its output, errors included, goes to ``stdout`` or to PID 1's own standard error; or all
+        three are ``terminal``, which becomes its controlling one because a session leader opens it
+        (credentials(7)). ``descriptors`` are what it has beside these three: its number, and ours. Signal
+        dispositions and mask are the defaults.
         """
         actions: list[tuple[object, ...]] = []
         if terminal:
             actions.append((os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0))
             actions.append((os.POSIX_SPAWN_DUP2, 0, 1))
         else:
-            actions.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0))
+            if stdin >= 0:
+                actions.append((os.POSIX_SPAWN_DUP2, stdin, 0))
+            else:
+                actions.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0))
             actions.append((os.POSIX_SPAWN_DUP2, 2 if stdout is None else stdout, 1))
         actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
         actions += [(os.POSIX_SPAWN_DUP2, ours, its) for its, ours in descriptors.items()]
@@ -128,6 +133,12 @@ class Children:
             if poll.poll(None if remaining is None else remaining * 1000):
                 self.woken()
         return status
+
+
+def find_program(name: str) -> str:
+    """The path of a program of the image; empty when it has none of that name."""
+    paths = (f"{directory}/{name}" for directory in ENVIRONMENT["PATH"].split(":"))
+    return next((path for path in paths if os.access(path, os.X_OK)), "")
 
 
 # Those two have no disposition; valid_signals() already leaves out what the C library keeps to itself.

@@ -89,6 +89,48 @@ HELP: dict[str, Help] = {
             "`pyinit set fsck.mode=skip` boots without a check.",
         ),
     ),
+    "E-UNLOCK": Help(
+        (
+            "The keyboard has another layout than when the passphrase was set, or Caps Lock is on.",
+            "The key file is not the one that was added to the volume, or its device was not plugged in.",
+            "Nobody was there to type in time (`rd.luks.timeout=`).",
+        ),
+        (
+            "Leave the shell: the passphrase is asked for again.",
+            "Open it by hand: `cryptsetup open DEVICE NAME`, then leave the shell.",
+            "Another key slot may have a recovery key: `cryptsetup luksDump DEVICE` lists them.",
+        ),
+    ),
+    "E-LUKS": Help(
+        (
+            "The header was overwritten: by a partitioning tool, an installer, a RAID set up on top.",
+            "The image was built without cryptsetup, or without the kernel's module for the cipher.",
+        ),
+        (
+            "Write nothing to the device. `cryptsetup luksHeaderRestore` brings a backup of the header back.",
+            "`pyinit-image build --feature luks` makes an image with cryptsetup and the usual ciphers.",
+        ),
+    ),
+    "E-LUKS-CIPHER": Help(
+        (
+            "Somebody who had the disk in hand changed the header, to be able to read what is written to it.",
+            "The volume was made with the cipher `cipher_null`, for a test.",
+        ),
+        (
+            "Type no passphrase for it and write nothing to it; compare its header with a backup.",
+            "Copy the data off on a trusted system, and make the volume again.",
+        ),
+    ),
+    "E-OOM-KDF": Help(
+        (
+            "The key was added on a machine with more memory: Argon2 takes as much as it was told to then.",
+            "A virtual machine, or a kdump kernel, was given less memory than before.",
+        ),
+        (
+            "Give the machine more memory for this boot.",
+            "`cryptsetup luksConvertKey --pbkdf-memory KIB DEVICE`, on a machine with enough, makes it less.",
+        ),
+    ),
     "E-MOUNT": Help(
         (
             "The file system is damaged: the kernel's words tell where.",

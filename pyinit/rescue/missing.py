@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from pyinit.config import devspec
@@ -24,9 +25,17 @@ _STORAGE = (
 
 
 def missing_device(
-    cause: str, spec: devspec.DeviceSpec, known: list[DeviceView], modules: Modules, events: int
+    cause: str,
+    spec: devspec.DeviceSpec,
+    known: list[DeviceView],
+    modules: Modules,
+    events: int,
+    waiting: Iterable[str] = (),
 ) -> BootError:
-    """Explain an expired want: the block devices there are, the nearest one, controllers without a driver."""
+    """Explain an expired want: the block devices there are, the nearest one, controllers without a driver.
+
+    ``waiting`` says, printable, what the storage stacks lack.
+    """
     found = _present(known)
     advice: list[str] = []
     for view, difference in devspec.nearest(spec, known)[:3]:
@@ -40,6 +49,12 @@ def missing_device(
         claims = ", ".join(modules.matching(alias))
         state = f"not taken by {claims}" if claims else "no module of this image claims it"
         found.append(f"controller without a driver: {printable(alias)}: {state}")
+    found += waiting
+    opened = " ".join(view.properties.get("DM_UUID", "") for view in known)
+    for view in known:
+        uuid = view.properties.get("ID_FS_UUID", "")
+        if view.properties.get("ID_FS_TYPE") == "crypto_LUKS" and uuid.replace("-", "") not in opened:
+            advice.append(f"It may be inside the encrypted volume: pyinit set rd.luks.uuid={printable(uuid)}")
     if idle:
         advice.append("A driver may be missing: build the image with --mode generic or --module NAME.")
     advice.append("Correct root= here: pyinit set root=UUID=..., then leave the shell.")

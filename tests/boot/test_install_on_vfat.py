@@ -40,8 +40,14 @@ def pre_pivot(moment):
     install.exchange = _watched("exchange", install.exchange, image, seen)
     install.install(image, NEW)
     install.install(image, [LAST[:1000], LAST[1000:]])
+    # Everybody could read a key there: every file has the mode that the mount gives it.
+    try:
+        refused = install.install(image, OLD, secrets=["/etc/root.key"]) or ""
+    except install.BuildError as error:
+        refused = str(error)
     names = sorted(os.listdir("/run/esp"))
-    result = {"seen": seen, "names": names, "previous": _state(image.with_name("image.old"))}
+    previous = _state(image.with_name("image.old"))
+    result = {"seen": seen, "names": names, "previous": previous, "refused": refused}
     with open("/run/result", "w") as file:
         json.dump(result, file)
 
@@ -139,3 +145,4 @@ def test_I1_installation_on_vfat(
     assert states[0] == "old" and states[-1] == "last"
     assert result["names"] == ["image", "image.old"]
     assert result["previous"] == "new"
+    assert "the image has /etc/root.key in it and could be read by everybody" in result["refused"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
+from math import inf
 from typing import cast
 
 import pytest
 
+from pyinit.devices import waiting
 from pyinit.devices.udev import Devices, UdevDaemon
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import Waiter, Want
@@ -149,3 +151,64 @@ def test_a_broken_monitor_is_opened_again_and_nothing_is_lost() -> None:
     assert view.node == "/dev/vda"
     assert record.data["events"]["reopened"] == 1
     assert any("events were lost" in message["text"] for message in record.data["messages"])
+
+
+class Asking:
+    """An assembler that asks a person something until a moment of the clock has come."""
+
+    name = "asking"
+
+    def __init__(self, clock: list[float], until: float) -> None:
+        self.clock = clock
+        self.until = until
+
+    def react(self, known: Collection[DeviceView]) -> None:
+        # Between two events time passes.
+        self.clock[0] += 100.0
+
+    def wake(self) -> float:
+        return inf
+
+    def holds(self) -> bool:
+        return self.clock[0] < self.until
+
+    def waits_for(self) -> tuple[str, ...]:
+        return ()
+
+    def opened(self) -> tuple[str, ...]:
+        return ()
+
+    def close(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+
+def wait_while_asking(
+    present: list[DeviceView], clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> DeviceView:
+    """Wait 1,000 s for a device, beside somebody who is asked from 1,000 to 6,000 on the clock."""
+    monkeypatch.setattr(waiting, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(waiting, "trigger_devices", lambda everything: None)
+    waiter = Waiter(
+        cast(Devices, FakeDevices(present, *([] for _ in range(100)))),
+        cast(UdevDaemon, FakeDaemon()),
+        cast(Children, FakeChildren()),
+        Console(Record("1", "6")),
+        [Asking(clock, 6000.0)],
+    )
+    return waiter.wait(Want("root", "UUID=a", with_uuid("a"), 1000.0))
+
+
+def test_the_time_of_a_person_is_not_that_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    with pytest.raises(BootError, match="did not appear within 1000 s"):
+        wait_while_asking([], clock, monkeypatch)
+    assert 6900.0 <= clock[0] <= 7100.0
+
+
+def test_a_device_is_not_used_while_a_person_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    assert wait_while_asking([disk("vda", "a")], clock, monkeypatch).node == "/dev/vda"
+    assert clock[0] == 6000.0

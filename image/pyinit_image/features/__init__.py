@@ -20,6 +20,8 @@ from ..errors import BuildError
 from ..plan import Plan
 from .base import Feature, Need, Target
 from .fsck import Fsck
+from .keymap import Keymap
+from .luks import Luks
 
 __all__ = [
     "BUILT_IN",
@@ -47,7 +49,7 @@ class Chosen(NamedTuple):
 
 
 #: The features of this package.
-BUILT_IN: tuple[type[Feature], ...] = (Fsck,)
+BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks)
 
 
 def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:

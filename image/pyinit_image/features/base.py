@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from ..facts import Facts
 from ..kmods import Kernel
 from ..plan import Plan
 from ..sysroot import Sysroot
@@ -24,6 +25,8 @@ class Target:
     """The policy of the rescue shell."""
     cmdline: str
     """The sealed words of the kernel command line."""
+    facts: Facts | None = None
+    """What the machine is made of, in mode ``host``."""
 
 
 class Need(NamedTuple):
