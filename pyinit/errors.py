@@ -9,6 +9,8 @@ CODES: dict[str, str] = {
     "E-UDEV": "udevd cannot be started or does not stay alive",
     "E-DEV": "a device that the boot needs did not appear",
     "E-AMBIG": "several devices match one specification",
+    "E-LVM": "logical volumes cannot be activated",
+    "E-MD": "an array cannot be assembled",
     "E-FSCK": "a file system has errors, or its check did not come to an end",
     "E-UNLOCK": "an encrypted volume could not be unlocked",
     "E-LUKS": "an encrypted volume cannot be opened for another reason than its key",

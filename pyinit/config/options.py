@@ -14,6 +14,7 @@ from pyinit.text import printable
 
 if TYPE_CHECKING:
     from pyinit.config.luks import LuksWords
+    from pyinit.config.volumes import VolumeWords
 
 Kind = Literal["text", "word", "switch", "number", "choice", "list", "device", "break"]
 
@@ -58,6 +59,7 @@ class Option(NamedTuple):
     """Spellings of other programs or times. They have no effect but earn a warning with the right name."""
 
 
+_VOLUMES = "Logical volumes and arrays"
 _ROOT, _CHECK, _WAIT, _SHOW = "Root file system", "File system checks", "Waiting for devices", "Messages"
 _LUKS = "Encrypted volumes"
 _RESCUE, _DRIVERS = "Rescue and debugging", "Drivers and udev"
@@ -161,6 +163,59 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "read-only without replaying the log.",
         "mount",
         choices=("shell", "ro"),
+    ),
+    Option(
+        "rd.auto",
+        "switch",
+        _VOLUMES,
+        "[=0|1]",
+        "0",
+        "Activate every logical volume and assemble every array that is found. Without it only those that "
+        "the words below, `root=` and `mount.usr=`, or the system's configuration in the image name.",
+        "initqueue",
+    ),
+    Option("rd.lvm", "switch", _VOLUMES, "[=0|1]", "1", "`0`: activate no logical volume.", "initqueue"),
+    Option(
+        "rd.lvm.vg",
+        "list",
+        _VOLUMES,
+        "=GROUP",
+        "none",
+        "Activate all volumes of a volume group. May be given several times.",
+        "initqueue",
+        other_names=("rd_LVM_VG",),
+    ),
+    Option(
+        "rd.lvm.lv",
+        "list",
+        _VOLUMES,
+        "=GROUP/VOLUME",
+        "none",
+        "Activate one logical volume. May be given several times. `root=/dev/GROUP/VOLUME` and "
+        "`root=/dev/mapper/GROUP-VOLUME` say so themselves.",
+        "initqueue",
+        other_names=("rd_LVM_LV",),
+    ),
+    Option("rd.lvm.conf", "switch", _VOLUMES, "[=0|1]", "1", "`0`: lvm.conf does not count.", "initqueue"),
+    Option("rd.md", "switch", _VOLUMES, "[=0|1]", "1", "`0`: assemble no array.", "initqueue"),
+    Option(
+        "rd.md.uuid",
+        "list",
+        _VOLUMES,
+        "=UUID",
+        "none",
+        "Assemble the array with this UUID, as mdadm or udev write it. May be given several times.",
+        "initqueue",
+        other_names=("rd_MD_UUID",),
+    ),
+    Option(
+        "rd.md.conf",
+        "switch",
+        _VOLUMES,
+        "[=0|1]",
+        "1",
+        "`0`: the arrays of the image's mdadm.conf are not assembled for being there.",
+        "initqueue",
     ),
     Option(
         "rd.timeout",
@@ -488,11 +543,10 @@ _OTHER_NAMES = {other: option for option in OPTIONS for other in option.other_na
 # Words that mean something to other initramfs programs: (what they are for, names without "rd.").
 _UNHANDLED: Final[tuple[tuple[str, str], ...]] = (
     ("keys on smart cards", "luks.smartcard"),
-    ("LVM", "lvm lvm.vg lvm.lv lvm.conf lvm.snapshot lvm.snapsize lvm.mergetags"),
-    ("MD RAID", "md md.uuid md.conf md.imsm md.ddf md.waitclean"),
+    ("some options of LVM", "lvm.snapshot lvm.snapsize lvm.mergetags"),
+    ("RAID of firmware, and waiting for clean arrays", "md.imsm md.ddf md.waitclean"),
     ("BIOS RAID", "dm dm.uuid"),
     ("multipath", "multipath"),
-    ("automatic assembly of storage", "auto"),
     (
         "iSCSI",
         "iscsi.initiator iscsi.target.name iscsi.target.ip iscsi.target.port iscsi.target.group "
@@ -597,6 +651,8 @@ class BootConfig(NamedTuple):
     """Modules not to be loaded for a device."""
     warnings: tuple[str, ...]
     """One line each, printable."""
+    volumes: VolumeWords | None = None
+    """``rd.auto``, ``rd.lvm*``, ``rd.md*``; None when there is no such word."""
     luks: LuksWords | None = None
     """``rd.luks.*``; None when there is no such word."""
 
@@ -653,6 +709,10 @@ def boot_config(*sources: bytes) -> BootConfig:
         from pyinit.config.luks import luks_words
 
         config = config._replace(luks=luks_words(merged, get.number, warnings))
+    if any(word.key.startswith(("rd.auto", "rd.lvm", "rd.md")) for word in merged.words):
+        from pyinit.config.volumes import volume_words
+
+        config = config._replace(volumes=volume_words(merged, warnings))
     _warn_unknown(merged, warnings)
     if len(warnings) > _MANY:
         warnings[_MANY:] = [

@@ -77,6 +77,21 @@ HELP: dict[str, Help] = {
             "Unplug the copy, or give it another UUID: tune2fs -U random, xfs_admin -U generate.",
         ),
     ),
+    "E-LVM": Help(
+        (
+            "A disk with a volume group was cloned, and both are plugged in.",
+            "The image has no lvm.",
+        ),
+        (
+            "`lvm vgs -o +vg_uuid,pv_name` shows the groups and their devices; unplug the copy and leave.",
+            "`lvm vgrename UUID NAME` gives one of two groups another name.",
+            "Build the image with `--feature lvm`.",
+        ),
+    ),
+    "E-MD": Help(
+        ("The image has no mdadm.",),
+        ("Build the image with `--feature md`.", "/proc/mdstat shows the arrays and their members."),
+    ),
     "E-FSCK": Help(
         (
             "The machine lost power or the disk lost data, and not all of it is safe to repair unasked.",

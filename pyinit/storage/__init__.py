@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+#: What the builder knows of the root's volumes and of the system's arrays (pyinit.config.volumes).
+SEALED_VOLUMES = "/etc/pyinit/volumes.json"
+SEALED_ARRAYS = "/etc/pyinit/arrays.json"
+
 if TYPE_CHECKING:
     from pyinit.context import Context
     from pyinit.devices.waiting import Assembler
@@ -17,6 +21,10 @@ def assemblers(context: Context) -> list[Assembler]:
     """
     found: list[Assembler] = []
     config, spec = context.config, context.spec
+    if config.volumes or _names_volume(context) or any(map(os.path.exists, (SEALED_VOLUMES, SEALED_ARRAYS))):
+        from pyinit.storage.wanted import make_lvm, make_md
+
+        found += filter(None, (make_md(context), make_lvm(context)))
     if (
         os.path.exists("/etc/crypttab")
         or config.luks
@@ -27,3 +35,18 @@ def assemblers(context: Context) -> list[Assembler]:
         if (luks := make(context)) is not None:
             found.append(luks)
     return found
+
+
+def _names_volume(context: Context) -> bool:
+    """Whether a device is asked for by a path that may be a volume's or an array's."""
+    return any(
+        path.startswith(("/dev/mapper/", "/dev/md")) or path.count("/") == 3
+        for path in asked_paths(context)
+        if not path.startswith("/dev/disk/")
+    )
+
+
+def asked_paths(context: Context) -> list[str]:
+    """The paths below /dev by which devices are asked for."""
+    paths = (context.spec.value if context.spec else "", context.config.usr)
+    return [path for path in paths if path.startswith("/dev/")]

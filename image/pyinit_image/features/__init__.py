@@ -22,6 +22,8 @@ from .base import Feature, Need, Target
 from .fsck import Fsck
 from .keymap import Keymap
 from .luks import Luks
+from .lvm import Lvm
+from .md import Md
 
 __all__ = [
     "BUILT_IN",
@@ -49,7 +51,7 @@ class Chosen(NamedTuple):
 
 
 #: The features of this package.
-BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks)
+BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks, Lvm, Md)
 
 
 def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:

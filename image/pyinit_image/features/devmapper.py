@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..plan import Plan
 from ..tools import DIRECTORIES
 from ..udev import PROGRAMS, RULES
@@ -28,13 +30,16 @@ SUBSYSTEM=="block", KERNEL=="dm-[0-9]*", ACTION=="add|change", OPTIONS+="db_pers
 """
 
 
-def collect(plan: Plan, parent: str) -> None:
-    """Add what makes the links below /dev/mapper and tells whoever made a mapping that they are there."""
+def collect(plan: Plan, parent: str, more: Iterable[str] = ()) -> None:
+    """Add what makes the links below /dev/mapper and tells whoever made a mapping that they are there.
+
+    ``more`` are names of rules for one kind of mapping.
+    """
     sysroot = plan.sysroot
     dmsetup = sysroot.find(*DMSETUP.paths)
     assert dmsetup is not None  # It is among the needs.
     plan.file(dmsetup, "called by the udev rules of the device mapper", parent)
-    for name in NAMES:
+    for name in (*NAMES, *more):
         place = sysroot.find(*(f"{directory}/{name}" for directory in RULES))
         if place is None:
             continue

@@ -1,0 +1,48 @@
+"""A program that works while the boot waits for devices, and what it said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pyinit.kernel.process import Children
+from pyinit.text import printable
+
+_OUTPUT = 65536
+
+
+class Job:
+    """One run; its output is in memory, so that nobody has to read a pipe meanwhile."""
+
+    def __init__(
+        self, children: Children, argv: Sequence[str], environment: dict[str, str] | None = None
+    ) -> None:
+        """Start it; OSError when that fails."""
+        self.argv = tuple(argv)
+        self._children = children
+        self._output = os.memfd_create("output", os.MFD_CLOEXEC)
+        try:
+            self._pid = children.start(argv, environment=environment, stdout=self._output)
+        except OSError:
+            os.close(self._output)
+            raise
+
+    def status(self) -> int | None:
+        """How it ended, None while it runs."""
+        return self._children.status(self._pid)
+
+    def close(self) -> list[str]:
+        """The printable lines that it said, after its end."""
+        with open(self._output, "rb", closefd=True) as file:
+            file.seek(0)
+            return [printable(line.strip()) for line in file.read(_OUTPUT).splitlines() if line.strip()]
+
+    def kill(self) -> None:
+        """End it, and wait for that."""
+        if self.status() is None:
+            try:
+                os.kill(self._pid, 9)
+            except ProcessLookupError:
+                pass
+            self._children.wait(self._pid, None)
+        self.close()

@@ -1,0 +1,206 @@
+"""LVM: logical volumes are activated when their group is complete.
+
+Only what was asked for is activated, by name, and lvm is shown only devices that are physical volumes: a disk
+that nobody named is not even opened. A volume that can do without a lost device (RAID) is activated degraded
+after a while, with a loud line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from math import inf
+from time import monotonic
+
+from pyinit.config.volumes import Volume
+from pyinit.devices.view import DeviceView
+from pyinit.errors import BootError
+from pyinit.kernel.console import Console
+from pyinit.kernel.files import names, read_if_there
+from pyinit.kernel.modules import Modules
+from pyinit.kernel.process import Children, find_program
+from pyinit.storage.job import Job
+from pyinit.text import printable
+
+MEMBER = "LVM2_member"
+LOCKS = "/run/lock/lvm"
+#: Seconds that a group which lacks a device is waited for; mdadm's timer is of the same length.
+DEGRADED_AFTER = 30.0
+_CLOSE_TIMEOUT = 10.0
+_SHOWN = 4
+# lvm has these run before it activates a pool, and refuses the pool when one of them is not there.
+_CHECKS = ("thin_check", "cache_check")
+# What lvm says of names and UUIDs that are there twice.
+_TWICE = ("multiple vgs found", "duplicate pv", "not using device", "skipping volume group")
+
+
+class Lvm:
+    """Activates logical volumes."""
+
+    name = "lvm"
+
+    def __init__(
+        self,
+        volumes: Iterable[Volume],
+        everything: bool,
+        configured: bool,
+        children: Children,
+        modules: Modules,
+        console: Console,
+    ) -> None:
+        """``everything``: any group that is complete; ``configured``: lvm.conf of the image counts."""
+        self._wanted = tuple(volumes)
+        self._everything = everything
+        self._configured = configured
+        self._children = children
+        self._modules = modules
+        self._console = console
+        self._job: Job | None = None
+        self._seen: frozenset[str] = frozenset()
+        """The physical volumes that the last run was shown."""
+        self._lacks: tuple[str, ...] = ()
+        self._degraded_at = inf
+        self._degraded = False
+
+    def react(self, known: Collection[DeviceView]) -> None:
+        """Activate what is wanted when another physical volume has come, or when time is over."""
+        if self._job is not None:
+            status = self._job.status()
+            if status is None:
+                return
+            self._ended(status)
+        left = [volume for volume in self._wanted if not is_active(volume, known)]
+        members = frozenset(view.node for view in known if view.properties.get("ID_FS_TYPE") == MEMBER)
+        if not members or not (left or self._everything):
+            self._degraded_at = inf
+            return
+        overdue = monotonic() >= self._degraded_at
+        if members == self._seen and not overdue:
+            return
+        self._seen = members
+        if overdue:
+            self._degraded_at, self._degraded = inf, True
+            for line in self._lacks:
+                self._console.warning(line)
+            self._console.warning(f"after {DEGRADED_AFTER:.0f} s volumes are activated that can do without")
+        self._start(left, members)
+
+    def wake(self) -> float:
+        """When a group that is not complete is activated as far as possible."""
+        return self._degraded_at
+
+    def holds(self) -> bool:
+        """What is activated may be for something else than what is waited for."""
+        return False
+
+    def waits_for(self) -> tuple[str, ...]:
+        """What is being activated, and what is missing."""
+        if self._job is not None:
+            return ("logical volumes are being activated",)
+        if not self._seen:
+            groups = dict.fromkeys(volume.group for volume in self._wanted)
+            return tuple(f"no physical volume of volume group {printable(group)}" for group in groups)
+        return self._lacks
+
+    def opened(self) -> tuple[str, ...]:
+        """Nothing here takes a secret."""
+        return ()
+
+    def close(self) -> None:
+        """Deactivate what lies on an encrypted volume, so that this one can be closed."""
+        if self._job is not None:
+            self._job.kill()
+            self._job = None
+        self._seen, self._degraded_at, self._degraded = frozenset(), inf, False
+        program = find_program("dmsetup")
+        # What others lie on is in use until they are gone.
+        while program and (mappings := _on_encrypted()):
+            ends = [self._children.start([program, "remove", "--retry", name]) for name in mappings]
+            if any(self._children.wait(pid, _CLOSE_TIMEOUT) != 0 for pid in ends):
+                return
+
+    def forget(self) -> None:
+        """There is no secret."""
+
+    def _start(self, left: list[Volume], members: frozenset[str]) -> None:
+        program = find_program("lvm")
+        if not program:
+            raise BootError(
+                "E-LVM",
+                "logical volumes cannot be activated: there is no lvm in the image",
+                found=tuple(f"{printable(node)} is a physical volume" for node in sorted(members)),
+                advice=("Build the image with --feature lvm.",),
+            )
+        os.makedirs(LOCKS, 0o700, exist_ok=True)
+        self._modules.load("dm-mod")
+        argv = [program, "vgchange" if self._everything else "lvchange", "--sysinit", "--activate", "y"]
+        argv += ["--activationmode", "degraded" if self._degraded else "complete"]
+        argv += ["--devices", ",".join(sorted(members)), "--config", _settings()]
+        if not self._everything:
+            argv += ["/".join(filter(None, volume)) for volume in left]
+        # Without a system directory lvm reads no lvm.conf (lvm(8), LVM_SYSTEM_DIR).
+        environment = {} if self._configured else {"LVM_SYSTEM_DIR": ""}
+        try:
+            self._job = Job(self._children, argv, environment)
+        except OSError as error:
+            raise BootError("E-LVM", f"{printable(program)} cannot be started: {error.strerror}") from error
+
+    def _ended(self, status: int) -> None:
+        job, self._job = self._job, None
+        assert job is not None
+        said = job.close()
+        twice = [line for line in said if any(words in line.lower() for words in _TWICE)]
+        if twice:
+            # Those who made it so are told at once: waiting does not change it.
+            self._seen = frozenset()
+            raise BootError(
+                "E-LVM",
+                "volume groups or physical volumes are there twice",
+                tried=(printable(" ".join(job.argv)),),
+                found=tuple(f"lvm: {line}" for line in twice),
+                advice=(
+                    "Unplug the copy; or rename one group by its UUID: lvm vgrename UUID NAME; "
+                    "or give a cloned disk new UUIDs: vgimportclone DEVICE.",
+                ),
+            )
+        if status == 0:
+            self._lacks, self._degraded_at = (), inf
+            return
+        self._lacks = tuple(f"lvm: {line}" for line in said[-_SHOWN:]) or (f"lvm ended with {status}",)
+        if not self._degraded and self._degraded_at == inf:
+            self._degraded_at = monotonic() + DEGRADED_AFTER
+
+
+def is_active(volume: Volume, known: Collection[DeviceView]) -> bool:
+    """Whether udev knows a logical volume; of a whole group, any of it."""
+    return any(
+        view.properties.get("DM_VG_NAME") == volume.group
+        and (not volume.name or view.properties.get("DM_LV_NAME") == volume.name)
+        for view in known
+    )
+
+
+def _settings() -> str:
+    missing = [check for check in _CHECKS if not find_program(check)]
+    checks = " ".join(f'{check}_executable=""' for check in missing)
+    return f'global{{locking_dir="{LOCKS}" {checks}}} backup{{backup=0 archive=0}}'
+
+
+def _on_encrypted() -> list[str]:
+    """The names of logical volumes on encrypted ones that nothing else lies on."""
+    found = []
+    for device in names("/sys/class/block"):
+        path = f"/sys/class/block/{device}"
+        is_volume = read_if_there(f"{path}/dm/uuid").startswith(b"LVM-")
+        if is_volume and not names(f"{path}/holders") and _below(path, b"CRYPT-", 0):
+            found.append(os.fsdecode(read_if_there(f"{path}/dm/name").strip()))
+    return found
+
+
+def _below(path: str, kind: bytes, depth: int) -> bool:
+    # Eight layers of block devices are more than anybody stacks.
+    return depth < 8 and any(
+        read_if_there(f"{path}/slaves/{slave}/dm/uuid").startswith(kind)
+        or _below(f"{path}/slaves/{slave}", kind, depth + 1)
+        for slave in names(f"{path}/slaves")
+    )

@@ -1,0 +1,85 @@
+"""Which logical volumes and arrays a boot asks for: by words, by root=, by what the builder found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from pyinit.config.volumes import (
+    Array,
+    Volume,
+    VolumeWords,
+    array_uuid,
+    parse_sealed_arrays,
+    parse_sealed_volumes,
+    volume_of_path,
+)
+from pyinit.errors import BootError
+from pyinit.kernel.files import read_if_there
+from pyinit.storage import SEALED_ARRAYS, SEALED_VOLUMES, asked_paths
+from pyinit.storage.lvm import Lvm
+from pyinit.storage.md import Md
+
+if TYPE_CHECKING:
+    from pyinit.context import Context
+
+Row = TypeVar("Row")
+
+
+def make_lvm(context: Context) -> Lvm | None:
+    """The assembler for logical volumes; None when nothing is asked for."""
+    words = context.config.volumes or VolumeWords()
+    if not words.lvm:
+        return None
+    sealed = _sealed(SEALED_VOLUMES, parse_sealed_volumes)
+    volumes = wanted_volumes(words, asked_paths(context), sealed)
+    if not volumes and not words.auto:
+        return None
+    return Lvm(volumes, words.auto, words.lvm_conf, context.children, context.modules, context.console)
+
+
+def make_md(context: Context) -> Md | None:
+    """The assembler for arrays; None when nothing is asked for."""
+    words = context.config.volumes or VolumeWords()
+    if not words.md:
+        return None
+    sealed = _sealed(SEALED_ARRAYS, parse_sealed_arrays)
+    uuids, labels = wanted_arrays(words, asked_paths(context), sealed)
+    if not uuids and not labels and not words.auto:
+        return None
+    return Md(uuids, labels, words.auto, context.children, context.console)
+
+
+def wanted_volumes(words: VolumeWords, paths: list[str], sealed: list[Volume]) -> list[Volume]:
+    """The volumes that are asked for, each once; what the builder found counts when nothing else does."""
+    named = [volume for path in paths if (volume := volume_of_path(path))]
+    asked = [*words.volumes, *named]
+    return list(dict.fromkeys(asked or sealed))
+
+
+def wanted_arrays(words: VolumeWords, paths: list[str], sealed: list[Array]) -> tuple[set[str], set[str]]:
+    """The UUIDs and the names of the arrays that are asked for."""
+    uuids, labels = set(words.arrays), set()
+    rows = sealed if words.md_conf else []
+    for path in paths:
+        if path.startswith("/dev/md"):
+            # /dev/md0 and /dev/md/0 are the array of that name, unless mdadm.conf says otherwise.
+            labels.add(path.removeprefix("/dev/md").removeprefix("/"))
+    for row in rows:
+        if uuid := array_uuid(row.uuid):
+            uuids.add(uuid)
+        elif row.name:
+            labels.add(row.name)
+    return uuids, {label for label in labels if label}
+
+
+def _sealed(path: str, parse: Callable[[bytes], list[Row]]) -> list[Row]:
+    data = read_if_there(path)
+    try:
+        return parse(data) if data else []
+    except ValueError as error:
+        raise BootError(
+            "E-IMAGE",
+            f"{path} cannot be read: {error}",
+            advice=("Build the image again: pyinit-image build -o IMAGE",),
+        ) from error

@@ -1,0 +1,122 @@
+"""Roots on logical volumes and arrays: activated when complete, degraded with a loud line, nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyinit_qemu import Disk, Machine
+from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.disks.declare import gpt
+from pyinit_qemu.disks.filesystems import Ext4
+from pyinit_qemu.disks.stacks import Stack, Volume, luks, lvm, md
+from pyinit_qemu.shell import Shell
+from pyinit_qemu.smallroot import LABEL, small_root
+from pyinit_qemu.witness import Witness
+
+pytestmark = pytest.mark.boot
+
+ARRAY = "0123abcd:4567ef89:0123abcd:4567ef89"
+Start = Callable[..., Machine]
+
+
+@pytest.fixture(scope="module")
+def storage() -> DebianRoot:
+    """Debian 12 with the disk tools."""
+    try:
+        return provision("bookworm", packages=STORAGE)
+    except ArchiveError as error:
+        pytest.skip(f"infrastructure: {error}")
+
+
+@pytest.fixture(scope="module")
+def root(storage: DebianRoot) -> Ext4:
+    return Ext4(small_root(storage), label=LABEL)
+
+
+@pytest.fixture(scope="module")
+def assembling(storage: DebianRoot, image: Callable[..., Path]) -> Path:
+    modules = ("virtio_pci", "virtio_blk", "ext4")
+    return image(storage, mode="list", modules=modules, features=("lvm", "md", "luks"))
+
+
+@pytest.fixture
+def start(boot: Callable[..., Machine], storage: DebianRoot, assembling: Path) -> Start:
+    def go(append: str, *disks: Path, **options: object) -> Machine:
+        return boot(
+            kernel=storage.kernel,
+            initrd=assembling,
+            disks=tuple(Disk(path, serial=f"disk{number}") for number, path in enumerate(disks)),
+            append=f"quiet {append}",
+            **options,
+        )
+
+    return go
+
+
+def disks(stack: Stack) -> list[Path]:
+    return [gpt(stack.member(number)).build() for number in range(stack.members)]
+
+
+def test_a_volume_is_activated_when_its_group_is_complete(
+    start: Start, root: Ext4, witness_of: Callable[[Machine], Witness]
+) -> None:
+    group = lvm(vg="one-two", pvs=2, root=Volume(root, "striped"), other=root)
+    other = lvm(vg="foreign", secret=root)
+    first, second = disks(group)
+    (foreign,) = disks(other)
+    before = hashlib.sha256(foreign.read_bytes()).digest()
+    vm = start("root=/dev/mapper/one--two-root rd.timeout=60", foreign, first, second)
+    seen = witness_of(vm)
+    assert seen.root.device.startswith("dm-")
+    assert "/dev/disk/by-id/dm-name-one--two-root" in seen.root.links
+    assert "/dev/one-two/root" in seen.dev
+    # Nobody asked for these.
+    assert "/dev/mapper/one--two-other" not in seen.dev
+    assert "/dev/foreign/secret" not in seen.dev
+    assert hashlib.sha256(foreign.read_bytes()).digest() == before
+
+
+@pytest.mark.fault("S4")
+def test_a_group_without_one_of_its_devices_is_explained_with_its_uuid(
+    start: Start, root: Ext4, witness_of: Callable[[Machine], Witness]
+) -> None:
+    first, second = disks(lvm(vg="v", pvs=2, root=Volume(root, "striped")))
+    vm = start("root=/dev/v/root rd.timeout=6", first, allow=("banner",))
+    shell = Shell.rescue(vm, "initqueue")
+    explanation = shell.check("pyinit explain")
+    assert explanation.startswith("E-DEV root: /dev/v/root did not appear within 6 s")
+    late = Disk(second, serial="late")
+    vm.plug(late)
+    shell.leave()
+    assert witness_of(vm).root.device.startswith("dm-")
+
+
+@pytest.mark.fault("S1")
+def test_a_mirror_without_one_leg_is_started_after_a_while_and_says_so(
+    start: Start, root: Ext4, witness_of: Callable[[Machine], Witness]
+) -> None:
+    mirror = md(1, root, uuid=ARRAY, name="0")
+    first, _ = disks(mirror)
+    vm = start(f"root=LABEL={LABEL} rd.md.uuid={ARRAY}", first)
+    seen = witness_of(vm)
+    assert seen.root.device.startswith("md")
+    assert f"warning: array {ARRAY} has 1 of 2 members: /dev/vda1; started without the others after 30 s" in (
+        vm.console
+    )
+
+
+def test_volumes_in_an_encrypted_mirror(
+    start: Start, root: Ext4, witness_of: Callable[[Machine], Witness]
+) -> None:
+    uuid = "1c0de5ea-0000-4000-8000-00000000000b"
+    stack = md(1, luks(lvm(vg="v", root=root), uuid=uuid, passphrase="secret"), name="safe")
+    vm = start(f"root=/dev/v/root rd.luks.uuid={uuid} rd.auto", *disks(stack))
+    vm.expect(r"Passphrase for luks-\S+ \(/dev/md\S+\): ")
+    vm.send_line("secret")
+    seen = witness_of(vm)
+    assert seen.root.device.startswith("dm-")
+    assert "/dev/v/root" in seen.dev
