@@ -81,7 +81,7 @@ class Lvm:
         if overdue:
             self._degraded_at, self._degraded = inf, True
             for line in self._lacks:
-                self._console.warning(line)
+                self._console.warning(f"lvm: {line}")
             self._console.warning(f"after {DEGRADED_AFTER:.0f} s volumes are activated that can do without")
         self._start(left, members)
 
@@ -166,7 +166,7 @@ class Lvm:
         if status == 0:
             self._lacks, self._degraded_at = (), inf
             return
-        self._lacks = tuple(f"lvm: {line}" for line in said[-_SHOWN:]) or (f"lvm ended with {status}",)
+        self._lacks = tuple(said[-_SHOWN:]) or (f"lvm ended with status {status}",)
         if not self._degraded and self._degraded_at == inf:
             self._degraded_at = monotonic() + DEGRADED_AFTER
 

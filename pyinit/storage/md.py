@@ -113,7 +113,7 @@ class Md:
         """The arrays that are not there, and which members are."""
         lines = [self._describe(array) for array in self._found.values() if not array.started]
         for array in self._found.values():
-            lines += [f"mdadm: {line}" for line in array.refused]
+            lines += array.refused
         missing = self._arrays - set(self._found)
         return (*lines, *(f"no member of array {show_array(uuid)}" for uuid in sorted(missing)))
 
@@ -170,10 +170,8 @@ class Md:
             array.degraded_at = monotonic() + DEGRADED_AFTER
 
     def _describe(self, array: _Array) -> str:
-        total = read_if_there(f"/sys/class/block/{array.node[5:]}/md/raid_disks").strip()
-        number = total.decode("ascii") if total.isdigit() else "?"
         there = ", ".join(map(printable, array.taken)) or "none"
-        return f"array {show_array(array.uuid)} has {len(array.taken)} of {number} members: {there}"
+        return f"array {show_array(array.uuid)} is not complete; its members here: {there}"
 
 
 def exported(lines: Iterable[str]) -> dict[str, str]:

@@ -45,11 +45,11 @@ def assembling(storage: DebianRoot, image: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def start(boot: Callable[..., Machine], storage: DebianRoot, assembling: Path) -> Start:
-    def go(append: str, *disks: Path, **options: object) -> Machine:
+    def go(append: str, *disks: Path | Disk, **options: object) -> Machine:
         return boot(
             kernel=storage.kernel,
             initrd=assembling,
-            disks=tuple(Disk(path, serial=f"disk{number}") for number, path in enumerate(disks)),
+            disks=tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks),
             append=f"quiet {append}",
             **options,
         )
@@ -85,11 +85,12 @@ def test_a_group_without_one_of_its_devices_is_explained_with_its_uuid(
     start: Start, root: Ext4, witness_of: Callable[[Machine], Witness]
 ) -> None:
     first, second = disks(lvm(vg="v", pvs=2, root=Volume(root, "striped")))
-    vm = start("root=/dev/v/root rd.timeout=6", first, allow=("banner",))
+    late = Disk(second, late=True)
+    vm = start("root=/dev/v/root rd.timeout=6", first, late, allow=("banner",))
     shell = Shell.rescue(vm, "initqueue")
     explanation = shell.check("pyinit explain")
     assert explanation.startswith("E-DEV root: /dev/v/root did not appear within 6 s")
-    late = Disk(second, serial="late")
+    assert "Couldn't find device with uuid" in vm.console
     vm.plug(late)
     shell.leave()
     assert witness_of(vm).root.device.startswith("dm-")
@@ -104,8 +105,9 @@ def test_a_mirror_without_one_leg_is_started_after_a_while_and_says_so(
     vm = start(f"root=LABEL={LABEL} rd.md.uuid={ARRAY}", first)
     seen = witness_of(vm)
     assert seen.root.device.startswith("md")
-    assert f"warning: array {ARRAY} has 1 of 2 members: /dev/vda1; started without the others after 30 s" in (
-        vm.console
+    assert (
+        f"warning: array {ARRAY} is not complete; its members here: /dev/vda1; started without the others "
+        "after 30 s" in vm.console
     )
 
 
@@ -120,3 +122,28 @@ def test_volumes_in_an_encrypted_mirror(
     seen = witness_of(vm)
     assert seen.root.device.startswith("dm-")
     assert "/dev/v/root" in seen.dev
+
+
+def test_an_image_without_the_programs_says_which_are_missing(
+    boot: Callable[..., Machine], storage: DebianRoot, listed: Path, root: Ext4
+) -> None:
+    group, array = disks(lvm(vg="v", root=root)), disks(md(1, root, uuid=ARRAY, name="0"))
+    vm = boot(
+        kernel=storage.kernel,
+        initrd=listed,
+        disks=(Disk(group[0]), Disk(array[0])),
+        append=f"quiet root=/dev/v/root rd.md.uuid={ARRAY}",
+        allow=("banner",),
+    )
+    shell = Shell.rescue(vm, "initqueue")
+    lines = shell.check("pyinit explain").splitlines()
+    assert lines[0] == "E-MD arrays cannot be assembled: there is no mdadm in the image"
+    assert f"/dev/vdb1 is a member of array {ARRAY}" in "\n".join(lines)
+    shell.check("pyinit set rd.md=0")
+    shell.leave()
+    shell = Shell.rescue(vm, "initqueue")
+    lines = shell.check("pyinit explain").splitlines()
+    assert lines[0] == "E-LVM logical volumes cannot be activated: there is no lvm in the image"
+    assert "/dev/vda1 is a physical volume" in "\n".join(lines)
+    assert "--feature lvm" in "\n".join(lines)
+    vm.stop()
