@@ -121,6 +121,14 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         ),
         Case("F7", "/usr is on a file system of its own that is not there", "explained, then the policy"),
     ),
+    "Volume groups and arrays": (
+        Case("S1", "a mirror lacks one of its disks", "started after 30 s, and that is said"),
+        Case(
+            "S4",
+            "a volume group lacks one of its disks",
+            "the missing disk is named by its UUID; nothing incomplete is activated",
+        ),
+    ),
     "Encrypted volumes": (
         Case(
             "S5",
