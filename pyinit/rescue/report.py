@@ -145,7 +145,8 @@ def _write(path: str, data: bytes) -> None:
 def _image(image: SealedConfig | None) -> Iterable[str]:
     if image is None:
         return (f"{CONFIG_PATH} could not be read",)
-    return (f"built for Linux {printable(image.kernel)}", f"mode {image.mode}", f"rescue {image.rescue}")
+    kernel, mode, rescue = map(printable, (image.kernel, image.mode, image.rescue))
+    return (f"built for Linux {kernel}", f"mode {mode}", f"rescue {rescue}")
 
 
 def _properties(view: DeviceView) -> Iterable[str]:

@@ -52,7 +52,7 @@ def test_a_line_that_makes_no_sense_is_named(line: bytes) -> None:
 def test_any_bytes_are_read_without_an_error(data: bytes) -> None:
     for line in parse(data).lines:
         assert line.target == "none" or line.target.startswith("/")
-        assert "/.." not in line.target
+        assert ".." not in line.target.split("/")
     assert all(warning.isascii() and warning.isprintable() for warning in parse(data).warnings)
 
 
