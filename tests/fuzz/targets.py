@@ -7,6 +7,7 @@ called with bytes and returns; whatever it raises is a defect. ``seeds`` are goo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyinit import record
-from pyinit.config import cmdline, devspec, distance, fstab, options, sealed
+from pyinit.config import cmdline, crypttab, devspec, distance, fstab, options, sealed
 from pyinit.devices import udev, waiting
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
@@ -25,6 +26,7 @@ from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status
 from pyinit.root import belongs, fsck, mount
+from pyinit.storage import luks_header
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
 from pyinit_image import (
@@ -353,6 +355,74 @@ def fstab_file(data: bytes) -> None:
             if "\0" in "".join((one.source, one.target, one.fstype, one.options)):
                 raise AssertionError("words that mount(2) cannot take")
             refused(belongs.explain(one, BootError("E-MOUNT", "cause"), "/sysroot"))
+
+
+@target(
+    crypttab.parse,
+    crypttab.split_options,
+    crypttab.decode_options,
+    crypttab.is_name,
+    seeds=(
+        b"root UUID=1 none luks,discard,tries=3,timeout=1min\n# c\nhome /dev/sdb /key:LABEL=x header=/h\n",
+        b"a /dev/c - swap\nb PARTUUID=1 - key-slot=2,keyfile-offset=9,tpm2-device=auto,x-y\n",
+    ),
+    words=split(
+        r"\n \x20 , = - none luks discard tries= timeout= 99999999999999999999 1ms header=/ keyfile-size= .."
+        r" / \0 \xff \x1b[2J noauto key-slot= \xb2"
+    ),
+)
+def encrypted_volumes(data: bytes) -> None:
+    entries, warnings = crypttab.parse(data)
+    shown(*warnings)
+    for entry in entries:
+        found, warnings = crypttab.decode_options(entry.options)
+        shown(*warnings)
+        if not crypttab.is_name(entry.name) or "\0" in "".join((*entry.options, entry.source, entry.key)):
+            raise AssertionError(f"no name, or a word that no program can be given: {entry}")
+        if found.tries < 0 or found.timeout < 0 or any(word[:2] != "--" for word in found.words):
+            raise AssertionError(f"{found}")
+
+
+LUKS_JSON = (
+    b'{"keyslots":{"0":{"type":"luks2","key_size":64,"area":{"type":"raw","encryption":"aes-xts-plain64"},'
+    b'"kdf":{"type":"argon2id","memory":1048576}}},"tokens":{"0":{"type":"systemd-tpm2"}},"segments":{"0":'
+    b'{"type":"crypt","encryption":"aes-xts-plain64"}},"digests":{"0":{"keyslots":["0"],"segments":["0"]}},'
+    b'"config":{}}'
+)
+
+
+def luks2(areas: bytes, magic: bytes = luks_header.MAGIC, place: int = 0) -> bytes:
+    """One copy of a LUKS2 header around a JSON area, with the checksum that is right."""
+    head = struct.pack(">6sHQQ48s32s64s40s48sQ", magic, 2, 16384, 1, b"", b"sha256", b"", b"uuid", b"", place)
+    whole = (head.ljust(4096, b"\0") + areas[:12288]).ljust(16384, b"\0")
+    return whole[:448] + hashlib.sha256(whole).digest() + whole[480:]
+
+
+def luks1() -> bytes:
+    """A LUKS1 header with one slot in use."""
+    head = struct.pack(">6sH32s32s32s", luks_header.MAGIC, 1, b"aes", b"xts-plain64", b"sha256")
+    return head.ljust(208, b"\0") + (b"\0\xac\x71\xf3".ljust(48, b"\0") * 8)
+
+
+@target(
+    luks_header.read,
+    luks_header.parse_v1,
+    luks_header.parse_v2,
+    seeds=(LUKS_JSON, luks1()),
+    words=split(
+        r'{ } [ ] " : , null 1e999 -1 99999999999999999999 "type":"crypt" cipher_null "0" "memory":'
+        r" \\u0000 \\ud800 LUKS\xba\xbe\0\1 \x1b[2J \xff \0"
+    ),
+)
+def luks_headers(data: bytes) -> None:
+    both = luks2(data) + luks2(data, luks_header.SECOND_MAGIC, 16384)
+    for disk in (data, both, both[:16384], bytes(16384) + both[16384:]):
+        found = luks_header.read(lambda offset, size, disk=disk: disk[offset : offset + size])  # type: ignore[misc]
+        shown(*found.damage, *(header.weak for header in found.good))
+        for header in found.good:
+            luks_header.ciphers(header.cipher)
+            if not header.weak and "null" in header.cipher.split("-"):
+                raise AssertionError(f"it encrypts nothing: {header.cipher!r}")
 
 
 def superblock() -> bytes:
@@ -714,17 +784,15 @@ def elf_objects(data: bytes) -> None:
 
 @target(
     tables.parse_fstab,
-    tables.parse_crypttab,
     tables.parse_mdadm,
     seeds=(
         b'UUID=1-2 / ext4 errors=remount-ro 0 1\nLABEL="a" /mnt\\040x xfs\n',
-        b"root UUID=1 none luks,discard\n",
         b"ARRAY /dev/md0 metadata=1.2\n  UUID=0:1:2:3 name='a:b'\n",
     ),
     words=split(r"""\n \x20 \\040 \\000 # UUID= " ' ARRAY\x20 name= \x00 / \xa0"""),
 )
 def system_tables(data: bytes) -> None:
-    for parse in (tables.parse_fstab, tables.parse_crypttab, tables.parse_mdadm):
+    for parse in (tables.parse_fstab, tables.parse_mdadm):
         _, warnings = parse(data)
         shown(*warnings)
 
