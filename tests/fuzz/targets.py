@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyinit import record
-from pyinit.config import cmdline, crypttab, devspec, distance, fstab, options, sealed
+from pyinit.config import cmdline, crypttab, devspec, distance, fstab, options, sealed, volumes
 from pyinit.devices import udev, waiting
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
@@ -26,7 +26,7 @@ from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status
 from pyinit.root import belongs, fsck, mount
-from pyinit.storage import luks_header
+from pyinit.storage import luks_header, md
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
 from pyinit_image import (
@@ -423,6 +423,44 @@ def luks_headers(data: bytes) -> None:
             luks_header.ciphers(header.cipher)
             if not header.weak and "null" in header.cipher.split("-"):
                 raise AssertionError(f"it encrypts nothing: {header.cipher!r}")
+
+
+@target(
+    volumes.parse_sealed_volumes,
+    volumes.parse_sealed_arrays,
+    volumes.parse_volume,
+    volumes.volume_of_path,
+    volumes.array_uuid,
+    md.exported,
+    seeds=(
+        volumes.dump([["vg/root"], ["vg"]]),
+        volumes.dump([["0123456789abcdef0123456789abcdef", "host:0", "/dev/md0"]]),
+        b"/dev/mapper/my--vg-root\n/dev/vg/root\nmd-uuid-01234567:89abcdef:01234567:89abcdef",
+        b"MD_LEVEL=raid1\nMD_DEVICES=2\nMD_UUID=1:2:3:4\n",
+    ),
+    words=(
+        *split(r"[ ] ' - -- / : , . .. \n = /dev/ /dev/mapper/ vg md-uuid- MD_ \\u0000 \xff \x1b[2J"),
+        b'"',
+        b"0" * 32,
+    ),
+)
+def volumes_and_arrays(data: bytes) -> None:
+    for parse in (volumes.parse_sealed_volumes, volumes.parse_sealed_arrays):
+        try:
+            parse(data)
+        except ValueError as error:
+            shown(printable(str(error)))
+    lines = text_of(data).split("\n")
+    md.exported(lines)
+    for text in lines:
+        for volume in (volumes.parse_volume(text), volumes.volume_of_path(text)):
+            # They become words of a command.
+            if volume is not None and (volume.group + volume.name).startswith("-"):
+                raise AssertionError(f"taken for an option: {volume}")
+            if volume is not None:
+                shown(volume.group, volume.name)
+        if uuid := volumes.array_uuid(text):
+            shown(volumes.show_array(uuid))
 
 
 def superblock() -> bytes:
