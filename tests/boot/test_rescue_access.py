@@ -50,9 +50,7 @@ def start(
     def go(rescue: str, append: str, **fields: object) -> Machine:
         fields.setdefault("initrd", images(rescue))
         fields.setdefault("allow", ("banner",))
-        return boot(
-            kernel=bookworm.kernel, disks=(Disk(small_disk()),), append=f"quiet {append}", **fields
-        )
+        return boot(kernel=bookworm.kernel, disks=(Disk(small_disk()),), append=f"quiet {append}", **fields)
 
     return go
 
