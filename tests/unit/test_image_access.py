@@ -105,7 +105,16 @@ def test_a_file_with_a_hash(tmp_path: Path) -> None:
 @pytest.mark.fault("row-4")
 @pytest.mark.parametrize(
     "content",
-    ["", "\n", "hunter2 itself\n", f"{HASH}\n{HASH}\n", "$6$salt$" + "a" * 86, HASH[:-1], HASH + "=", "\0\xff"],
+    [
+        "",
+        "\n",
+        "hunter2 itself\n",
+        f"{HASH}\n{HASH}\n",
+        "$6$salt$" + "a" * 86,
+        HASH[:-1],
+        HASH + "=",
+        "\0\xff",
+    ],
 )
 def test_a_file_without_a_strong_hash_is_refused_and_not_told(content: str, tmp_path: Path) -> None:
     with pytest.raises(BuildError) as caught:
