@@ -111,8 +111,9 @@ class Guard:
         try:
             self._context.close_volumes()
         except Exception as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             policy.give_up(
-                f"what was opened with a secret stays open ({printable(str(error))})", self._context.console
+                f"what was opened with a secret stays open ({printable(why)})", self._context.console
             )
 
     def _ask_password(self, policy: Policy, asked_for: bool) -> str:

@@ -125,6 +125,9 @@ class Volume:
     def waits_for(self) -> tuple[str, ...]:
         raise AssertionError
 
+    def opened(self) -> tuple[str, ...]:
+        return ()
+
     def close(self) -> None:
         self.events.append("closed")
         if self.error:
