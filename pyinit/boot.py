@@ -29,7 +29,7 @@ from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import now
 from pyinit.report import Reporter
 from pyinit.rescue.guard import Guard
-from pyinit.rescue.shell import end_machine
+from pyinit.rescue.shell import end_machine, loosening
 from pyinit.root import belongs, fsck
 from pyinit.root.mount import SYSROOT, MountSpec, mount_filesystem, parse_options, root_mount
 from pyinit.storage import assemblers
@@ -99,7 +99,7 @@ class Boot(Context):
         if self.report is None:
             self.report = Reporter(config.report)
             self.report.send("hello", {"pid": os.getpid(), "version": VERSION, "kernel": release})
-        for warning in config.warnings:
+        for warning in (*config.warnings, *loosening(image.rescue, config.rescue)):
             self.console.warning(warning)
         index = sealed.parse_modules(read(sealed.MODULES_PATH))
         if image.kernel and image.kernel != release:
@@ -192,9 +192,9 @@ class Boot(Context):
 
     def check_root(self) -> None:
         """What was mounted is a root file system with an init that can be executed."""
-        requested = self.config.init or None
+        requested, candidates = self._permitted_init()
         warnings = switch_root.check_root(SYSROOT, requested)
-        self.init = switch_root.resolve_init(SYSROOT, requested)
+        self.init = switch_root.resolve_init(SYSROOT, requested, candidates)
         for warning in (*warnings, *self.init.warnings):
             self.console.warning(warning)
 
@@ -271,6 +271,25 @@ class Boot(Context):
         signal.signal(signal.SIGINT, lambda number, frame: end_machine("reboot"))
         # What a break point before the first stage needs to be known.
         self.look_at_command_line()
+
+    def _permitted_init(self) -> tuple[str | None, tuple[str, ...]]:
+        """What init= asks for, and the programs to choose from without it.
+
+        Where not everybody may have a shell, the boot loader's line cannot make one the real init, and
+        neither can a root without an init. The image's own line can, and who was let into the rescue shell.
+        """
+        requested = self.config.init
+        candidates: tuple[str, ...] = switch_root.CANDIDATES
+        if self.guard.policy().level != "open":
+            candidates = tuple(path for path in candidates if path in switch_root.INITS)
+            own, _, *set_here = self.sources
+            trusted = boot_config(own, *set_here).init
+            if requested not in ("", trusted, *switch_root.INITS):
+                self.console.warning(
+                    f"init={printable(requested)} is ignored: it may be a shell, which not everybody may have"
+                )
+                requested = trusted
+        return requested or None, candidates
 
     def _arguments_set_here(self) -> list[bytes]:
         """What stands behind `--` in the words that were set in the rescue shell: arguments for init."""

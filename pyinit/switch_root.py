@@ -53,6 +53,20 @@ from pyinit.text import printable
 
 # What the kernel itself tries without an initramfs, in its order (init/main.c).
 CANDIDATES = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")
+# The first and what init= usually names: none of them is a shell.
+INITS = (
+    *CANDIDATES[:3],
+    "/usr/sbin/init",
+    "/usr/bin/init",
+    "/lib/systemd/systemd",
+    "/usr/lib/systemd/systemd",
+    "/lib/sysvinit/init",
+    "/usr/lib/sysvinit/init",
+    "/sbin/openrc-init",
+    "/usr/sbin/openrc-init",
+    "/sbin/runit-init",
+    "/usr/sbin/runit-init",
+)
 API = ("dev", "proc", "sys", "run")
 MARKERS = ("/etc/initrd-release", "/.pyinit-complete")
 
@@ -75,6 +89,8 @@ class InitChoice(NamedTuple):
     real: str
     """The file behind it, once all symbolic links are followed inside the new root."""
     warnings: tuple[str, ...]
+    others: tuple[str, ...] = CANDIDATES
+    """What is executed when it cannot be after all."""
 
 
 class Private(NamedTuple):
@@ -165,14 +181,15 @@ def check_root(root: str, requested: str | None = None) -> tuple[str, ...]:
     )
 
 
-def resolve_init(root: str, requested: str | None) -> InitChoice:
-    """Choose the real init and prove that it can be executed inside ``root``.
+def resolve_init(root: str, requested: str | None, candidates: Sequence[str] = CANDIDATES) -> InitChoice:
+    """Choose the real init, ``requested`` or the first of ``candidates``, and prove that it can be executed
+    inside ``root``.
 
     An init= that cannot be executed is an error and not a reason to start something else: the person who
     wrote it wants to know. BootError E-INIT lists every candidate with the reason.
     """
     refused: list[str] = []
-    wanted = [requested] if requested else list(CANDIDATES)
+    wanted = [requested] if requested else list(candidates)
     for path in wanted:
         try:
             program = _check_init(root, path)
@@ -180,8 +197,8 @@ def resolve_init(root: str, requested: str | None) -> InitChoice:
             refused.append(f"{printable(path)} {error}")
         else:
             passed = tuple(f"{reason}; {printable(path)} is used instead" for reason in refused)
-            return InitChoice(path, program.path, passed + program.warnings)
-    others = [path for path in CANDIDATES if path != requested and requested and _can_be_init(root, path)]
+            return InitChoice(path, program.path, passed + program.warnings, tuple(candidates))
+    others = [path for path in candidates if path != requested and requested and _can_be_init(root, path)]
     if others:
         found = f"could be executed instead: {', '.join(others)}"
         advice: tuple[str, ...] = (
@@ -377,7 +394,7 @@ def switch(
             warn("the initramfs stays in memory: it cannot be told which of its files are still needed")
         else:
             _empty_in_child(old, device, needed)
-        _execute(init.path, argv, environ, warn)
+        _execute((init.path, *init.others), argv, environ, warn)
     except Stranded:
         raise
     except Exception as error:
@@ -552,9 +569,11 @@ def _open_descriptors() -> list[int]:
         return list(range(3, 256))
 
 
-def _execute(path: str, argv: Sequence[bytes], environ: Mapping[bytes, bytes], warn: Say) -> NoReturn:
+def _execute(
+    paths: Sequence[str], argv: Sequence[bytes], environ: Mapping[bytes, bytes], warn: Say
+) -> NoReturn:
     failed: list[str] = []
-    for candidate in (path, *(other for other in CANDIDATES if other != path)):
+    for candidate in dict.fromkeys(paths):
         if failed:
             warn(f"{failed[-1]}; trying {candidate}")
         try:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pyinit.config.sealed import CONFIG_PATH, SENTINEL_PATH, SealedConfig, dump_
 from pyinit.text import printable
 
 from . import (
+    access,
     base,
     compress,
     cpio,
@@ -47,7 +48,6 @@ from .trace import Trace
 
 MODES = ("generic", "host", "list")
 FORMATS = ("image", "list")
-RESCUE = ("open", "none")
 
 #: Short name that pyudev and ctypes ask for: file name in the image.
 LIBRARIES = {"udev": "libudev.so.1", "c": "libc.so.6"}
@@ -73,7 +73,10 @@ class BuildSpec:
     """``image``, or ``list``: a directory with the files and a list for the kernel's own build."""
     microcode: str = "auto"
     """``auto`` puts the target's microcode in front, ``none`` does not."""
-    rescue: str = "open"
+    rescue: str = ""
+    """One of ``access.RESCUE``; empty: what fits the root file system and whether there is a password."""
+    rescue_password_file: Path | None = None
+    """Holds the hash of the password for the rescue shell."""
     cmdline: str = ""
     """Words that stand before those of the kernel's own command line."""
     includes: tuple[tuple[Path | str | bytes, str], ...] = ()
@@ -101,6 +104,8 @@ class BuildResult:
     warnings: tuple[str, ...]
     seconds: dict[str, float]
     """Wall time of each step."""
+    rescue: access.Decision
+    """Who gets a rescue shell."""
 
 
 def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) -> BuildResult:
@@ -136,6 +141,7 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
         sum(layer.unpacked for layer in layers),
         tuple(dict.fromkeys(warning for layer in layers for warning in layer.warnings)),
         clock.seconds,
+        work.access,
     )
 
 
@@ -187,10 +193,18 @@ class _Build:
         self.settings = Plan(Sysroot(spec.sysroot))
         self.hooks = boot_hooks.read(self.settings.sysroot, spec.hooks)
         self.facts = _facts(spec) if spec.mode == "host" else None
-        self.target = features.Target(
+        target = features.Target(
             self.settings.sysroot, self.kernel, spec.mode, spec.rescue, spec.cmdline, self.facts
         )
-        self.chosen = features.choose(self.settings, self.target, spec.features, spec.without)
+        self.chosen = features.choose(self.settings, target, spec.features, spec.without)
+        self.password = ""
+        if spec.rescue_password_file is not None:
+            self.password = access.read_hash(spec.rescue_password_file, self.settings.sysroot)
+        encrypted = features.encrypted_root(target, self.chosen)
+        if not encrypted and self.facts is not None:
+            encrypted = access.encrypted_root(self.facts)
+        self.access = access.decide(spec.rescue, self.password, encrypted)
+        self.target = replace(target, rescue=self.access.policy)
         self.wanted = features.modules(self.target, self.chosen)
         if self.facts is not None:
             for warning in self.facts.warnings:
@@ -227,7 +241,7 @@ class _Build:
             notes = modules.notes
         system_key = {
             **self._key(),
-            "rescue": self.spec.rescue,
+            "rescue": self.access.policy,
             "hooks": [(hook.name, hook.source.hex(), hook.origin) for hook in self.hooks],
             "drivers": notes["drivers"],
             "compressed": notes["compressed"],
@@ -287,13 +301,21 @@ class _Build:
         self.clock.step("programs")
         base.collect(plan, interpreter)
         tools.collect_modprobe(plan)
-        shell = tools.collect_rescue(plan, interpreter) if spec.rescue == "open" else ""
+        shell = tools.collect_rescue(plan, interpreter, self.access.policy)
         daemon = udev.collect(plan, frozenset(key["drivers"]), shell)  # type: ignore[call-overload]
         self.clock.step("Python")
         trace = python.collect(plan, scan)
-        _libraries(plan, interpreter)
+        libraries = _libraries(plan, interpreter)
+        if self.access.policy == "password":
+            libraries |= access.collect_library(plan, interpreter)
         stand_ins = _stand_ins(plan, bool(key["compressed"]))
-        notes = {"shell": shell, "daemon": daemon, "stand_ins": stand_ins, "absent": plan.absent}
+        notes = {
+            "shell": shell,
+            "libraries": libraries,
+            "daemon": daemon,
+            "stand_ins": stand_ins,
+            "absent": plan.absent,
+        }
         traces = [plan.sysroot.trace, scan.sysroot.trace, trace]
         return _Making(self, "system", plan.finish(), plan, notes, key, traces)
 
@@ -321,16 +343,18 @@ class _Build:
         config = SealedConfig(
             self.kernel.release,
             spec.mode,
-            spec.rescue,
+            self.access.policy,
+            self.password if self.access.policy == "password" else "",
             spec.cmdline,
             system.notes["daemon"],
             system.notes["shell"],
-            dict(LIBRARIES),
+            system.notes["libraries"],
             boot_hooks.table(self.hooks),
         )
         plan.source = "base"
-        plan.data(CONFIG_PATH, dump_config(config), "what was decided when the image was built")
+        plan.data(CONFIG_PATH, dump_config(config), "what was decided when the image was built", mode=0o600)
         _include(plan, spec.includes)
+        access.refuse_fallbacks(plan, self.access.policy)
         return _Making(self, "settings", plan.seal(), plan, {}, None, []).layer()
 
 
@@ -383,12 +407,13 @@ def _check(spec: BuildSpec) -> None:
     for value, known, option in (
         (spec.mode, MODES, "mode"),
         (spec.compress, compress.METHODS, "compress"),
-        (spec.rescue, RESCUE, "rescue"),
+        (spec.rescue, ("", *access.RESCUE), "rescue"),
         (spec.format, FORMATS, "format"),
         (spec.microcode, microcode.CHOICES, "microcode"),
     ):
         if value not in known:
-            raise BuildError(f"--{option} {printable(value)} is not known", hint="Known: " + ", ".join(known))
+            names = ", ".join(filter(None, known))
+            raise BuildError(f"--{option} {printable(value)} is not known", hint=f"Known: {names}")
     for _, target in spec.includes:
         if not target.startswith("/") or target.endswith("/"):
             raise BuildError(f"--include: {printable(target)} is not an absolute path of a file in the image")
@@ -415,7 +440,7 @@ def _mtime() -> int:
     return int(value)
 
 
-def _libraries(plan: Plan, interpreter: str) -> None:
+def _libraries(plan: Plan, interpreter: str) -> dict[str, str]:
     plan.source = "python"
     for short, soname in LIBRARIES.items():
         place = plan.walker.library(soname, interpreter)
@@ -425,6 +450,7 @@ def _libraries(plan: Plan, interpreter: str) -> None:
                 hint="Install the package libudev1 in the target system." if short == "udev" else "",
             )
         plan.file(place, f"loaded by Python as library {short}", interpreter)
+    return dict(LIBRARIES)
 
 
 def _stand_ins(plan: Plan, compressed: bool) -> list[str]:

@@ -20,7 +20,8 @@ from pyinit.config.distance import closest
 from pyinit.text import printable
 
 from . import compress, microcode
-from .build import FORMATS, MODES, RESCUE
+from .access import RESCUE
+from .build import FORMATS, MODES
 from .errors import BuildError
 from .sysroot import Sysroot, read_regular
 
@@ -97,9 +98,16 @@ OPTIONS = (
     ),
     Option(
         "rescue",
-        "when a boot fails: a shell for whoever sits there, or none in the image at all",
-        "open",
+        "who gets a shell when a boot fails: whoever sits there, who knows the password, or nobody, with no "
+        "shell in the image at all (default: password if there is one, else none if the root is known to be "
+        "encrypted, else open)",
         choices=RESCUE,
+    ),
+    Option(
+        "rescue-password-file",
+        "a file with the hash of the password for the rescue shell, as pyinit-image hash-password prints it",
+        metavar="FILE",
+        file=True,
     ),
     Option("feature", "add a feature, of pyinit or of an installed package", metavar="NAME", many=True),
     Option("no-feature", "leave a feature out", metavar="NAME", many=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyinit.text import printable
 
+from .access import FALLBACKS
 from .errors import BuildError
 from .plan import Plan
 
@@ -41,6 +42,10 @@ TOOLS = {
 }
 
 
+#: Where the shell is when its own place is one that the kernel tries.
+HIDDEN_SHELL = "/usr/lib/pyinit/sh"
+
+
 def collect_modprobe(plan: Plan) -> None:
     """Add /sbin/modprobe, which the kernel itself starts: mounting, for example, may ask for a module."""
     plan.source = "modules"
@@ -55,8 +60,15 @@ def collect_modprobe(plan: Plan) -> None:
         plan.link("/sbin/modprobe", place, "where the kernel looks for it (proc_sys_kernel(5), modprobe)")
 
 
-def collect_rescue(plan: Plan, python: str) -> str:
-    """Add a shell and the tools for it; return the path of the shell, empty when the target has none."""
+def collect_rescue(plan: Plan, python: str, policy: str) -> str:
+    """Add a shell and the tools for it; return the path of the shell, empty when there is none.
+
+    Behind a password it is nowhere where the kernel would find it without us: see ``access.FALLBACKS``.
+    """
+    if policy == "none":
+        for path in SHELLS:
+            plan.leave_out(path, "rescue none: there is no shell in the image")
+        return ""
     plan.source = "rescue"
     sysroot = plan.sysroot
     # A "#!" line takes one argument; PYTHONPATH and PYTHONHOME are in the environment of the rescue shell.
@@ -70,14 +82,19 @@ def collect_rescue(plan: Plan, python: str) -> str:
         # The names of the applets are one table of zero-terminated strings in the program.
         applets = frozenset(name for name in (*TOOLS, "sh") if b"\0" + name.encode() + b"\0" in content)
     shell = sysroot.find(*SHELLS)
-    if shell is not None:
-        plan.file(shell, "the rescue shell")
-    elif busybox is not None and "sh" in applets:
-        shell = "/bin/sh"
-        plan.link(shell, busybox, "the rescue shell", busybox)
-    else:
+    if shell is None and not (busybox is not None and "sh" in applets):
         plan.warn(f"no shell in {printable(str(sysroot.root))}: a failed boot can only be explained")
         return ""
+    if shell is None:
+        assert busybox is not None
+        # Busybox does what its name says.
+        shell = HIDDEN_SHELL if policy == "password" else "/bin/sh"
+        plan.link(shell, busybox, "the rescue shell", busybox)
+    elif policy == "password":
+        plan.leave_out("/bin/sh", "rescue password: the kernel would start it when it cannot execute /init")
+        shell = _hide(plan, shell)
+    else:
+        plan.file(shell, "the rescue shell")
     for name, reason in TOOLS.items():
         place = sysroot.find(*(f"{directory}/{name}" for directory in DIRECTORIES))
         if busybox is not None and name in applets:
@@ -87,3 +104,14 @@ def collect_rescue(plan: Plan, python: str) -> str:
         else:
             plan.leave_out(name, f"the rescue shell would have it ({reason}), the target system has not")
     return shell
+
+
+def _hide(plan: Plan, shell: str) -> str:
+    """Add the program behind ``shell`` without the names it is known by; return where it is."""
+    found = plan.sysroot.resolve(shell)
+    assert found is not None
+    if found.path not in map(plan.canonical, FALLBACKS):
+        return plan.file(found.path, "the rescue shell")
+    content, _ = plan.walker.content(found.path)
+    plan.foreign(HIDDEN_SHELL, content, "the rescue shell")
+    return HIDDEN_SHELL

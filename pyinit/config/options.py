@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pyinit.config.cmdline import CommandLine, Word, is_on, parse
 from pyinit.config.distance import closest
+from pyinit.config.sealed import POLICIES
 from pyinit.text import printable
 
 if TYPE_CHECKING:
     from pyinit.config.luks import LuksWords
     from pyinit.config.volumes import VolumeWords
 
-Kind = Literal["text", "word", "switch", "number", "choice", "list", "device", "break"]
+Kind = Literal["text", "word", "switch", "number", "choice", "list", "device", "break", "policy"]
 
 BREAK_POINTS: Final = (
     "cmdline",
@@ -446,6 +447,17 @@ OPTIONS: Final[tuple[Option, ...]] = (
         other_names=("rdshell",),
     ),
     Option(
+        "rd.pyinit.rescue",
+        "policy",
+        _RESCUE,
+        "=" + "|".join(POLICIES),
+        "what is sealed into the image",
+        "Who gets a rescue shell: nobody, who knows the password that is sealed into the image, or whoever "
+        "sits there. Of all that is asked for and of what the image allows the strictest counts.",
+        "cmdline",
+        choices=POLICIES,
+    ),
+    Option(
         "rd.emergency",
         "choice",
         _RESCUE,
@@ -634,8 +646,9 @@ class BootConfig(NamedTuple):
     """The kernel's console level as ``quiet``, ``debug`` or ``loglevel=`` set it, whichever came last."""
     breaks: frozenset[str]
     """Members of :data:`BREAK_POINTS`."""
-    shell: bool
-    """A rescue shell is not refused by the command line; the sealed policy has the last word."""
+    rescue: tuple[str, ...]
+    """Members of :data:`pyinit.config.sealed.POLICIES` that were asked for, in order: the strictest of them
+    and of the sealed policy counts."""
     emergency: str
     """``reboot``, ``poweroff``, ``halt`` or empty."""
     ctty: str
@@ -694,7 +707,7 @@ def boot_config(*sources: bytes) -> BootConfig:
         debug=merged.flag("rd.debug", False),
         loglevel=level,
         breaks=breaks,
-        shell=all(map(is_on, merged.all("rd.shell"))),
+        rescue=get.policies(),
         emergency=get.choice("rd.emergency"),
         ctty=get.device("rd.ctty"),
         panic=get.number("panic"),
@@ -790,6 +803,18 @@ class _Reader:
             return (word and word.value) or ""
         self._refuse(word, option, "expected is one of " + ", ".join(option.choices))
         return ""
+
+    def policies(self) -> tuple[str, ...]:
+        found: list[str] = []
+        option = _BY_NAME["rd.pyinit.rescue"]
+        for word in self.line.words:
+            if word.key == "rd.shell":
+                found.append("open" if is_on(word) else "none")
+            elif word.key == option.name and word.value in option.choices:
+                found.append(word.value)
+            elif word.key == option.name:
+                self._refuse(word, option, "expected is one of " + ", ".join(option.choices))
+        return tuple(found)
 
     def device(self, name: str) -> str:
         word = self.line.last(name)

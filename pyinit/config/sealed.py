@@ -7,6 +7,7 @@ with :func:`parse_config` and :func:`parse_modules`, and treats anything unexpec
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple, NoReturn
 
 from pyinit.errors import BootError
@@ -15,6 +16,19 @@ CONFIG_PATH = "/etc/pyinit/config.json"
 MODULES_PATH = "/usr/lib/pyinit/modules.json"
 SENTINEL_PATH = "/.pyinit-complete"
 SCHEMA = 1
+
+POLICIES = ("none", "password", "open")
+"""Who gets a rescue shell, the strictest first: nobody, who knows the password, whoever sits there."""
+
+CRYPT = "crypt"
+"""Short name of the library that checks passwords, in :attr:`SealedConfig.libraries`."""
+
+# Methods of crypt(5) that make each try dear: yescrypt, gost-yescrypt, scrypt, bcrypt.
+_HASH = (
+    r"\$(?:y|gy)\$[./A-Za-z0-9]+\$[./A-Za-z0-9]{0,86}\$[./A-Za-z0-9]{43}"
+    r"|\$7\$[./A-Za-z0-9]{11,97}\$[./A-Za-z0-9]{43}"
+    r"|\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}"
+)
 
 
 class SealedConfig(NamedTuple):
@@ -25,7 +39,9 @@ class SealedConfig(NamedTuple):
     mode: str
     """``generic``, ``host`` or ``list``."""
     rescue: str
-    """Access policy of the rescue shell: ``open`` or ``none``."""
+    """Access policy of the rescue shell, one of :data:`POLICIES`; anything else counts as ``none``."""
+    password: str
+    """Hash (crypt(5)) of the password of the rescue shell; empty when there is none."""
     cmdline: str
     """Words that stand before those of the kernel's own command line."""
     udevd: str
@@ -69,11 +85,21 @@ class ModuleIndex(NamedTuple):
 EMPTY_INDEX = ModuleIndex("", {}, (), frozenset(), ())
 
 
+def strictest(*policies: str) -> str:
+    """The policy that allows no more than any of these; one that is not known allows nothing."""
+    return POLICIES[min(POLICIES.index(policy) if policy in POLICIES else 0 for policy in policies)]
+
+
+def is_password_hash(text: str) -> bool:
+    """Whether this is a hash by a method of crypt(5) that is strong enough for a file that others read."""
+    return re.fullmatch(_HASH, text, re.ASCII) is not None
+
+
 def parse_config(data: bytes) -> SealedConfig:
     """Decode the sealed configuration; :class:`BootError` ``E-IMAGE`` says what is wrong with it."""
     raw = _document(data, CONFIG_PATH)
     values: dict[str, str] = {}
-    for key in ("kernel", "mode", "rescue", "cmdline", "udevd", "shell"):
+    for key in ("kernel", "mode", "rescue", "password", "cmdline", "udevd", "shell"):
         value = raw.get(key)
         if not isinstance(value, str):
             _damaged(CONFIG_PATH, f"{key} is not a string")

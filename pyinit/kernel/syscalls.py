@@ -78,6 +78,9 @@ _RENAME_EXCHANGE = 2
 # include/linux/socket.h, include/linux/net.h
 _AF_UNIX, _SOCK_DGRAM, _SOCK_CLOEXEC = 1, 2, 0o2000000
 
+# sizeof(struct crypt_data) of libxcrypt, in bytes.
+_CRYPT_DATA = 32768
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
     ctypes.c_char_p,
@@ -150,6 +153,29 @@ def reboot(command: int) -> None:
     """reboot(2); the caller has synced. Returns only from the two commands for Ctrl-Alt-Del."""
     if _libc.reboot(command if command < 1 << 31 else command - (1 << 32)):
         _fail(None)
+
+
+def crypt(library: str, phrase: bytearray, setting: bytes) -> bytes | None:
+    """crypt_rn(3): hash a phrase as ``setting``, a hash of crypt(5), says; None when that cannot be done.
+
+    ``library`` is the file name of libcrypt; OSError when it cannot be used. No copy of the phrase stays.
+    """
+    try:
+        hashed = ctypes.CDLL(library).crypt_rn
+    except AttributeError as error:
+        raise OSError(ENOSYS, "no crypt_rn", library) from error
+    hashed.restype = ctypes.c_char_p
+    hashed.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+    # Both are zeroed; the phrase has a terminating zero, and struct crypt_data has room for ones to come.
+    scratch, typed = (ctypes.c_char * _CRYPT_DATA)(), (ctypes.c_char * (len(phrase) + 1))()
+    source = (ctypes.c_char * len(phrase)).from_buffer(phrase)
+    ctypes.memmove(typed, source, len(phrase))
+    try:
+        result: bytes | None = hashed(typed, setting, scratch, _CRYPT_DATA)
+        return result
+    finally:
+        ctypes.memset(typed, 0, len(typed))
+        ctypes.memset(scratch, 0, len(scratch))
 
 
 def statfs_type(path: str | int) -> int:

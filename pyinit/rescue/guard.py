@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyinit import switch_root
 from pyinit.context import Context
 from pyinit.errors import BootError
@@ -10,6 +12,10 @@ from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import now
 from pyinit.rescue.explain import FAILURE_PATH, internal_error, render
 from pyinit.rescue.shell import Policy
+from pyinit.text import printable
+
+if TYPE_CHECKING:
+    from pyinit.rescue.password import Password
 
 # A shell that ends in less time (microseconds) so often in a row reads from a console that is not there.
 IDLE_SHELL = 500_000
@@ -22,6 +28,7 @@ class Guard:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._idle_shells = 0
+        self._password: Password | None = None
 
     def stop_before(self, stage: str) -> None:
         """Open the shell that rd.break asks for, if one is allowed."""
@@ -40,8 +47,7 @@ class Guard:
         context.console.notice(why)
         self.write_record()
         remove_if_there(FAILURE_PATH)
-        context.close_volumes()
-        self.policy().run_shell(stage, context.children, context.console)
+        self._open_shell(stage, asked_for=True)
 
     def fail(self, stage: str, exception: BaseException) -> None:
         """Explain a failure, keep it for a report, then let the policy decide; returns to try again."""
@@ -68,26 +74,59 @@ class Guard:
         if isinstance(exception, switch_root.Stranded):
             policy.give_up("the rescue shell went with the initramfs", console)
         if not policy.open:
+            self._close_volumes(policy)
             policy.give_up("no rescue shell is allowed here", console)
-        context.close_volumes()
-        begin = now()
-        if not policy.run_shell(stage, context.children, console):
-            policy.give_up("no rescue shell can be started", console)
-        self._idle_shells = self._idle_shells + 1 if now() - begin < IDLE_SHELL else 0
+        spent = self._open_shell(stage, asked_for=False)
+        self._idle_shells = self._idle_shells + 1 if spent < IDLE_SHELL else 0
         if self._idle_shells == MAX_IDLE_SHELLS:
             policy.give_up("nobody answers: the rescue shell ends at once", console)
 
+    def _open_shell(self, stage: str, *, asked_for: bool) -> int:
+        """The one way to a shell; returns how long it was open, in microseconds.
+
+        First what was opened with a secret is closed, then whoever is there shows that they may have it. A
+        shell that a person ``asked_for`` can be done without.
+        """
+        context, policy = self._context, self.policy()
+        console = context.console
+        self._close_volumes(policy)
+        if policy.level == "password":
+            verdict = self._ask_password(policy, asked_for)
+            if verdict == "left":
+                console.notice("no shell is opened; the boot goes on")
+                return 0
+            if verdict != "right":
+                policy.give_up("the password of the rescue shell was not given", console)
+        # The shell has the terminals to itself.
+        context.keyboard.close()
+        begin = now()
+        started = policy.run_shell(stage, context.children, console)
+        context.keyboard.reopen()
+        if not started and not asked_for:
+            policy.give_up("no rescue shell can be started", console)
+        return now() - begin
+
+    def _close_volumes(self, policy: Policy) -> None:
+        """Leave no volume open and no secret in memory; what cannot be closed allows no shell."""
+        try:
+            self._context.close_volumes()
+        except Exception as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            policy.give_up(
+                f"what was opened with a secret stays open ({printable(why)})", self._context.console
+            )
+
+    def _ask_password(self, policy: Policy, asked_for: bool) -> str:
+        context = self._context
+        if self._password is None:
+            from pyinit.rescue.password import Password
+
+            self._password = Password(context.prompt, context.keyboard, context.children, context.console)
+        return self._password.ask(policy.password, policy.library, may_leave=asked_for)
+
     def policy(self) -> Policy:
         """What is allowed here: the sealed policy and the command line together."""
-        config, image = self._context.config, self._context.sealed
-        return Policy(
-            image.rescue if image else "none",
-            config.shell,
-            image.shell if image else "",
-            config.ctty,
-            config.emergency,
-            config.panic,
-        )
+        return Policy(self._context.sealed, self._context.config)
 
     def write_record(self) -> None:
         """Keep the boot record as it is now."""

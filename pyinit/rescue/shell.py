@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from typing import NoReturn
 
+from pyinit.config.options import BootConfig
+from pyinit.config.sealed import CRYPT, SealedConfig, is_password_hash, strictest
 from pyinit.kernel.console import Console, controlling_terminal
 from pyinit.kernel.process import Children
 from pyinit.kernel.syscalls import REBOOT_AUTOBOOT, REBOOT_HALT, REBOOT_POWER_OFF, reboot
@@ -23,17 +26,24 @@ _READING_TIME = 10.0
 class Policy:
     """What is allowed when the boot cannot go on: the sealed policy, tightened by the command line."""
 
-    def __init__(self, sealed: str, allowed: bool, shell: str, ctty: str, emergency: str, panic: int | None):
-        self._open = sealed == "open" and allowed and bool(shell)
-        self._shell = shell
-        self._ctty = ctty
-        self._emergency = emergency
-        self._panic = panic
+    def __init__(self, image: SealedConfig | None, config: BootConfig) -> None:
+        self.level = strictest(image.rescue, *config.rescue) if image else "none"
+        """One of :data:`pyinit.config.sealed.POLICIES`."""
+        self.password = image.password if image else ""
+        """The hash that a password is compared with."""
+        self.library = image.libraries.get(CRYPT, "") if image else ""
+        """The file name of the library that does it."""
+        self._shell = image.shell if image else ""
+        self._ctty = config.ctty
+        self._emergency = config.emergency
+        self._panic = config.panic
 
     @property
     def open(self) -> bool:
-        """Whether a person may have a shell."""
-        return self._open
+        """Whether a person may have a shell, after the password if the level says so."""
+        if self.level == "password" and not (is_password_hash(self.password) and self.library):
+            return False
+        return self.level != "none" and bool(self._shell)
 
     def run_shell(self, stage: str, children: Children, console: Console) -> bool:
         """Let a person work until the shell is left; False when it could not be started anywhere."""
@@ -65,6 +75,15 @@ class Policy:
         console.error(f"{why}; {action} in {delay:.0f} s")
         time.sleep(delay)
         end_machine(action)
+
+
+def loosening(sealed: str, asked: Iterable[str]) -> list[str]:
+    """A warning, printable, for each policy that the command line asks for in vain."""
+    return [
+        f"the command line asks for rescue policy {policy}; what is sealed into the image is stricter"
+        for policy in dict.fromkeys(asked)
+        if strictest(sealed, policy) != policy
+    ]
 
 
 def end_machine(action: str) -> NoReturn:

@@ -14,6 +14,8 @@ from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.cache import Cache, digest_file, digest_tree
 from pyinit_qemu.disks.tools import Progress, silent
 
+# Options that name files, whose content counts.
+_FILES = ("includes", "hooks", "rescue_password_file")
 _FOREIGN = ("pyudev", "psutil", "pyelftools", "zstandard")
 
 
@@ -30,9 +32,10 @@ def initramfs(
     )
     recipe = {
         "debian": debian.source.digest,
-        "options": {name: value for name, value in options.items() if name not in ("includes", "hooks")},
+        "options": {name: value for name, value in options.items() if name not in _FILES},
         "includes": [(_digest(source), target) for source, target in spec.includes],
         "hooks": [(path.name, digest_file(path)) for path in spec.hooks],
+        "password": spec.rescue_password_file and digest_file(spec.rescue_password_file),
         "code": [_digest_code(Path(package.__path__[0])) for package in (pyinit, pyinit_image)],
         "foreign": [(name, importlib.metadata.version(name)) for name in _FOREIGN],
     }

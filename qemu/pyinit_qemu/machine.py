@@ -175,7 +175,8 @@ class Machine:
             except OSError as error:
                 self.close()
                 raise MachineError(f"disk image {path} cannot be used: {error.strerror}") from error
-        (self.folder / "cmdline.sh").write_text(replay_script(self.spec, self.program))
+        # The kernel's command line may be any bytes.
+        (self.folder / "cmdline.sh").write_bytes(os.fsencode(replay_script(self.spec, self.program)))
         (self.folder / "cmdline.sh").chmod(0o755)
         (self.folder / "spec.json").write_text(specs.to_json(self.spec))
         ready = threading.Event()

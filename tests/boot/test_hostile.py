@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pyinit_image import cpio
-from pyinit_qemu import MIB, Disk, Machine
+from pyinit_qemu import MIB, Disk, Machine, VmSpec
 from pyinit_qemu.debian import DebianRoot
+from pyinit_qemu.shell import Shell
+from pyinit_qemu.spec import command_line
 from pyinit_qemu.witness import Witness
 
 pytestmark = pytest.mark.boot
@@ -55,10 +59,78 @@ def test_environment_words_reach_neither_the_interpreter_nor_the_loader(
     assert seen.environment == {"HOME": "/", "TERM": "linux", **kept}
 
 
-@pytest.mark.fault("K3", "row-11")
-def test_raw_bytes_and_quotes_on_the_command_line(arrive: Callable[..., Witness]) -> None:
-    seen = arrive('odd=\xff\xfe rd.nonsense=\x1b[2J "quoted word" x="a b')
-    assert seen.pid == 1
+@pytest.mark.fault("K3", "K4", "row-11")
+def test_raw_bytes_and_quotes_on_a_command_line_as_long_as_the_kernel_takes(
+    arrive: Callable[..., Witness], bookworm: DebianRoot, listed: Path
+) -> None:
+    """Bytes that are no text in any encoding, as surrogates; the kernel takes 0xa0 for a blank."""
+    raw = bytes(range(0x80, 0x100)).decode("ascii", "surrogateescape")
+    words = f'odd={raw} rd.nonsense=\x1b[2J "quoted word" x="a b" pad='
+    line = command_line(VmSpec(bookworm.kernel, listed, append=f"quiet root=LABEL=small-root {words}"))
+    # COMMAND_LINE_SIZE of x86 is 2048, with the zero at the end.
+    seen = arrive(words + "p" * (2047 - len(os.fsencode(line))))
+    assert len(os.fsencode(seen.cmdline)) == 2047
+    assert seen.environment["odd"] == raw[: 0xA0 - 0x80]
+    assert set(seen.environment["pad"]) == {"p"}
+
+
+# Whatever udev and the kernel make, nobody but root and the group of the thing can use it, except:
+FOR_ALL = {
+    "/dev/full": "0666", "/dev/null": "0666", "/dev/ptmx": "0666", "/dev/pts/ptmx": "0000",
+    "/dev/random": "0666", "/dev/tty": "0666", "/dev/urandom": "0666", "/dev/zero": "0666",
+    "/dev/kmsg": "0644", "/dev/fuse": "0666", "/dev/vfio/vfio": "0666", "/dev/net/tun": "0666",
+    "/dev/rfkill": "0664", "/dev/rtc0": "0600",
+}  # fmt: skip
+
+#: What each node is, one line each: path, mode, owner, group.
+NODES = (
+    "import os,stat;"
+    "[print(p,oct(s.st_mode&0o7777)[2:].zfill(4),s.st_uid,s.st_gid,stat.filemode(s.st_mode)[0]) "
+    "for d,_,n in os.walk('/dev') for p in [d]+[d+'/'+x for x in n] for s in [os.lstat(p)]]"
+)
+# The environments of process 1 and of the shell.
+ENVIRONMENTS = (
+    "import os;"
+    "print([open('/proc/%d/environ'%p,'rb').read().decode().split(chr(0)) for p in (1,os.getppid())])"
+)
+# The environment that /init gives to the interpreter (docs/design.md, 8.1).
+FIXED = (
+    "PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ TERM=linux PYTHONHOME=/usr PYTHONPATH=/usr/lib/pyinit "
+    "PYTHONHASHSEED=0 PYTHONUTF8=1 PYTHONCOERCECLOCALE=0"
+)
+
+
+@pytest.mark.fault("row-9", "row-10", "K5")
+def test_right_before_the_switch_no_node_is_open_to_all_and_no_word_has_come_in(
+    boot: Callable[..., Machine],
+    bookworm: DebianRoot,
+    listed: Path,
+    small_disk: Callable[..., Path],
+    witness_of: Callable[[Machine], Witness],
+) -> None:
+    line = f"quiet root=LABEL=small-root rd.break {' '.join(HOSTILE[:26])}"
+    vm = boot(kernel=bookworm.kernel, initrd=listed, disks=(Disk(small_disk()),), append=line)
+    shell = Shell.rescue(vm, "switch-root")
+    ours, given = ast.literal_eval(shell.check(f'python3 -c "{ENVIRONMENTS}"'))
+    assert sorted(filter(None, ours)) == sorted(FIXED.split())
+    assert not {word for word in given if word.startswith("LD_") or word in HOSTILE}
+    nodes = [row.split() for row in shell.check(f'python3 -c "{NODES}"').splitlines()]
+    assert len(nodes) > 30
+    assert [row for row in nodes if not _is_kept(*row)] == []
+    shell.leave()
+    witness_of(vm)
+
+
+def _is_kept(path: str, mode: str, owner: str, group: str, kind: str) -> bool:
+    """Whether a node is for root and its group alone, as far as it is not one for all."""
+    if kind == "l":
+        return True
+    # Groups: root, tty, disk and the like; none is a person's.
+    if owner != "0" or int(group) >= 1000:
+        return False
+    if kind == "d":
+        return mode == ("1777" if path == "/dev/shm" else "0755")
+    return FOR_ALL.get(path, mode) == mode and (path in FOR_ALL or int(mode, 8) & ~0o660 == 0)
 
 
 def test_a_type_that_does_not_fit_is_followed_by_the_one_udev_found(arrive: Callable[..., Witness]) -> None:

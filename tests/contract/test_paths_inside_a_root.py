@@ -47,6 +47,7 @@ def outcome(opener: object, *arguments: object) -> tuple[str, object]:
         os.close(fd)
 
 
+@pytest.mark.fault("row-18")
 @given(entries, paths.filter(bool), st.sampled_from([os.O_PATH, os.O_PATH | os.O_NOFOLLOW, os.O_RDONLY]))
 def test_both_ways_lead_to_the_same_file(
     tree: list[tuple[str, str, str | None]], path: str, flags: int

@@ -187,6 +187,7 @@ def test_a_file_that_cannot_be_deleted_does_not_stop_the_boot(perform: Perform, 
     assert seen.initramfs == ["usr", "usr/immutable"]
 
 
+@pytest.mark.fault("row-17")
 def test_emptying_enters_no_mount(perform: Perform) -> None:
     outcome = perform("busy_directory", "move", boots=False).outcome
     assert outcome["found"] == [
@@ -216,6 +217,7 @@ def test_links_in_the_new_root_lead_no_mount_astray(perform: Perform, mode: str)
     ]
 
 
+@pytest.mark.fault("row-17")
 @pytest.mark.parametrize(
     ("scenario", "objections"),
     [

@@ -23,6 +23,7 @@ class FakePolicy:
 
     def __init__(self, *, allowed: bool = True, starts: bool = True, clock: Callable[[], None] | None = None):
         self.open = allowed
+        self.level = "open" if allowed else "none"
         self.starts = starts
         self.shells = 0
         self.clock = clock
@@ -104,6 +105,57 @@ def test_without_a_shell_the_machine_is_ended(boot: Boot, monkeypatch: pytest.Mo
     with_policy(boot, FakePolicy(allowed=False), monkeypatch)
     with pytest.raises(GivenUp, match="no rescue shell is allowed here"):
         boot._go_through("mount", failing(ValueError("x")))
+
+
+class Volume:
+    """A storage stack that notes when it is closed, or cannot be."""
+
+    name = "volume"
+
+    def __init__(self, events: list[str], error: Exception | None = None) -> None:
+        self.events = events
+        self.error = error
+
+    def react(self, known: object) -> None:
+        raise AssertionError
+
+    def wake(self) -> float:
+        raise AssertionError
+
+    def waits_for(self) -> tuple[str, ...]:
+        raise AssertionError
+
+    def opened(self) -> tuple[str, ...]:
+        return ()
+
+    def close(self) -> None:
+        self.events.append("closed")
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_volumes_are_closed_before_anything_else_follows(
+    allowed: bool, boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    boot.assemblers.append(Volume(events))
+    policy = FakePolicy(allowed=allowed, clock=lambda: events.append("shell"))
+    with_policy(boot, policy, monkeypatch)
+    try:
+        boot._go_through("mount", failing(ValueError("x")))
+    except GivenUp:
+        events.append("given up")
+    assert events == ["closed", "shell" if allowed else "given up"]
+
+
+def test_a_volume_that_cannot_be_closed_allows_no_shell(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    boot.assemblers.append(Volume([], OSError(16, "Device or resource busy")))
+    policy = FakePolicy()
+    with_policy(boot, policy, monkeypatch)
+    with pytest.raises(GivenUp, match=r"what was opened with a secret stays open .*busy"):
+        boot._go_through("mount", failing(ValueError("x")))
+    assert policy.shells == 0
 
 
 def test_a_shell_that_cannot_be_started_ends_the_machine(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,15 @@ def test_a_system_without_encrypted_volumes_wants_nothing(system: System) -> Non
     assert luks.PACKAGED in luks.Luks().wanted(system.target())
 
 
+def test_what_crypttab_says_of_the_root_closes_the_rescue_shell_to_strangers(system: System) -> None:
+    assert luks.Luks().encrypted_root(system.target()) == ""
+    system.file("/etc/crypttab", TABLE).file("/etc/fstab", "/dev/mapper/root / ext4 defaults 0 1\n")
+    said = "the root may be encrypted (/etc/crypttab line 1: root)"
+    assert luks.Luks().encrypted_root(system.target()) == said
+    # In mode host the devices below the root tell it, not the table.
+    assert luks.Luks().encrypted_root(system.target(1)) == ""
+
+
 def key_of(system: System, line: str) -> Plan:
     (entry,) = crypttab.parse(line.encode())[0]
     plan = system.plan

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pyinit.config import options
 from pyinit.config.distance import closest, distance
 from pyinit.config.options import BREAK_POINTS, OPTIONS, boot_config, document, help_text
+from pyinit.config.sealed import strictest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ def only_warning(line: bytes) -> str:
 def test_nothing_given() -> None:
     config = boot_config(b"\n")
     assert config.root == config.init == config.rootflags == config.emergency == config.ctty == ""
-    assert config.read_only and config.shell
+    assert config.read_only and config.rescue == ()
     assert config.timeout == 180
     assert not (config.quiet or config.debug or config.info or config.breaks or config.warnings)
 
@@ -155,8 +156,16 @@ def test_break_points() -> None:
 
 
 def test_a_break_does_not_bring_back_a_shell_that_was_refused() -> None:
-    assert boot_config(b"rd.shell=0").shell is False
-    assert boot_config(b"rd.shell=0 rd.break=mount").shell is False
+    for line in (b"rd.shell=0", b"rd.shell=0 rd.break=mount", b"rd.shell=0 rd.shell=1"):
+        assert strictest("open", *boot_config(line).rescue) == "none"
+
+
+def test_every_policy_that_is_asked_for_is_kept() -> None:
+    assert boot_config(b"rd.pyinit.rescue=password rd.shell").rescue == ("password", "open")
+    assert boot_config(b"rd.pyinit.rescue=none", b"rd.pyinit.rescue=open").rescue == ("none", "open")
+    assert not boot_config(b"rd.pyinit.rescue=none rd.pyinit.rescue=open").warnings
+    assert "none, password, open" in only_warning(b"rd.pyinit.rescue=never")
+    assert boot_config(b"rd.pyinit.rescue=never rd.pyinit.rescue").rescue == ()
 
 
 def test_emergency_action() -> None:
@@ -265,6 +274,7 @@ def test_every_word_of_the_table_has_an_effect() -> None:
         "device": "a",
         "break": "mount",
         "choice": {"rd.emergency": "halt"},
+        "policy": "none",
     }
     nothing = boot_config(b"")
     for option in OPTIONS:

@@ -25,7 +25,7 @@ from pyinit.errors import BootError
 PARSERS: list[Callable[[bytes], object]] = [parse_config, parse_modules]
 
 CONFIG = SealedConfig(
-    "6.1.0", "list", "open", "root=/dev/vda", "/lib/systemd/systemd-udevd", "/bin/sh", {"c": "x"}
+    "6.1.0", "list", "open", "", "root=/dev/vda", "/lib/systemd/systemd-udevd", "/bin/sh", {"c": "x"}
 )
 INDEX = ModuleIndex(
     "/usr/lib/modules/6.1.0",
@@ -44,7 +44,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.sample
 NAMES = st.lists(TEXT, max_size=3).map(tuple)
 CONFIGS = st.builds(
     SealedConfig,
-    *[TEXT] * 6,
+    *[TEXT] * 7,
     st.dictionaries(TEXT, TEXT, max_size=3),
     st.dictionaries(TEXT, st.lists(TEXT, max_size=3), max_size=3),
 )

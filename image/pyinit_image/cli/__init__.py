@@ -97,6 +97,14 @@ def parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=making.print_devices)
 
+    command = commands.add_parser(
+        "hash-password",
+        help="make the hash of a password for the rescue shell",
+        description="Ask for a password, or read it from standard input, and print its hash (yescrypt), for "
+        "build --rescue-password-file. Take another one than for any login: who has the image has the hash.",
+    )
+    command.set_defaults(run=making.hash_password)
+
     command = _reader(commands, "ls", "list an image")
     command.add_argument("-l", "--long", action="store_true", help="with modes, sizes and targets of links")
     command.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from pyinit.text import printable
 
-from .. import configuration, facts
+from .. import access, configuration, facts
 from ..build import BuildResult, BuildSpec, build
 from ..errors import BuildError
 from ..layers import default_folder
@@ -42,6 +43,8 @@ def build_image(options: argparse.Namespace) -> int:
             f"{size(len(result.image))} ({size(result.unpacked)} unpacked), {len(result.entries)} entries, "
             f"{seconds:.1f} s" + (f"; kept: {', '.join(kept)}" if kept else "")
         )
+        if result.rescue.reason:
+            print(f"rescue {result.rescue.policy}: {result.rescue.reason}")
     return 0
 
 
@@ -64,6 +67,21 @@ def print_configuration(options: argparse.Namespace) -> int:
 def print_devices(options: argparse.Namespace) -> int:
     """``pyinit-image devices``."""
     sys.stdout.write(facts.dump(facts.record()).decode())
+    return 0
+
+
+def hash_password(options: argparse.Namespace) -> int:
+    """``pyinit-image hash-password``."""
+    if sys.stdin.isatty():
+        first = getpass.getpass("Password for the rescue shell: ")
+        if first != getpass.getpass("Once more: "):
+            raise BuildError("the two are not the same")
+        phrase = bytearray(first.encode("utf-8", "surrogateescape"))
+    else:
+        phrase = bytearray(sys.stdin.buffer.readline().rstrip(b"\r\n"))
+    if any(byte > 0x7E for byte in phrase):
+        print("pyinit-image: warning: at a boot the keys may be those of a US keyboard", file=sys.stderr)
+    print(access.make_hash(phrase))
     return 0
 
 
@@ -91,6 +109,7 @@ def _spec(options: argparse.Namespace, settings: configuration.Settings) -> Buil
         )
     folder = configuration.value(settings, "cache")
     devices = configuration.value(settings, "devices")
+    password = configuration.value(settings, "rescue-password-file")
     return BuildSpec(
         output=options.output,
         sysroot=Path(configuration.value(settings, "sysroot")),
@@ -102,6 +121,7 @@ def _spec(options: argparse.Namespace, settings: configuration.Settings) -> Buil
         format=configuration.value(settings, "format"),
         microcode=configuration.value(settings, "microcode"),
         rescue=configuration.value(settings, "rescue"),
+        rescue_password_file=Path(password) if password else None,
         cmdline=configuration.value(settings, "cmdline"),
         includes=_includes(configuration.values(settings, "include")),
         features=configuration.values(settings, "feature"),
@@ -130,6 +150,7 @@ def _report(
         "image": os.fsencode(options.output).decode("utf-8", "replace"),
         "kernel": result.kernel_version,
         "mode": spec.mode,
+        "rescue": result.rescue.policy,
         "bytes": len(result.image),
         "unpacked": result.unpacked,
         "entries": len(result.entries),

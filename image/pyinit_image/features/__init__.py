@@ -137,6 +137,12 @@ def modules(target: Target, chosen: Iterable[Chosen]) -> list[tuple[str, str]]:
     ]
 
 
+def encrypted_root(target: Target, chosen: Iterable[Chosen]) -> str:
+    """Why the root cannot be reached without a secret, as the first feature that knows of it says."""
+    reasons = (_guard(feature, partial(feature.encrypted_root, target)) for feature, _ in chosen)
+    return next(filter(None, reasons), "")
+
+
 def collect(plan: Plan, target: Target, chosen: Iterable[Chosen]) -> None:
     """Add the entries of the features."""
     for feature, reason in chosen:

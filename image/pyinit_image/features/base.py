@@ -22,7 +22,7 @@ class Target:
     mode: str
     """``generic``, ``host`` or ``list``."""
     rescue: str
-    """The policy of the rescue shell."""
+    """The policy of the rescue shell; empty while it is not decided, when features are chosen."""
     cmdline: str
     """The sealed words of the kernel command line."""
     facts: Facts | None = None
@@ -63,6 +63,14 @@ class Feature:
         One that the kernel does not have is an error; ``target.kernel.find`` tells beforehand.
         """
         return ()
+
+    def encrypted_root(self, target: Target) -> str:
+        """Why the root of this system cannot be reached without a secret; empty when that is not known.
+
+        Asked of the features of an image. Such an image has no rescue shell without a password, unless
+        somebody asks for one.
+        """
+        return ""
 
     def add(self, plan: Plan, target: Target, reason: str) -> None:
         """Add its entries; ``reason`` is why the feature is there."""

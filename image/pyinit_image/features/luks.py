@@ -51,7 +51,7 @@ class Luks(Feature):
     def wanted(self, target: Target) -> str:
         lines = entries(target)
         if lines:
-            return f"{CRYPTTAB} line {lines[0].line}: {printable(lines[0].name)}"
+            return wording(lines[0])
         if target.facts is not None:
             for block in target.facts.blocks:
                 if block.mapping.startswith("CRYPT-LUKS"):
@@ -59,6 +59,11 @@ class Luks(Feature):
         elif target.sysroot.is_file(PACKAGED):
             return f"the system is prepared for an encrypted root: {PACKAGED}"
         return ""
+
+    def encrypted_root(self, target: Target) -> str:
+        # In mode host the devices below the root tell.
+        lines = entries(target) if target.facts is None else []
+        return f"the root may be encrypted ({wording(lines[0])})" if lines else ""
 
     def needs(self, target: Target) -> Iterable[Need]:
         return (CRYPTSETUP, devmapper.DMSETUP)
@@ -85,6 +90,11 @@ class Luks(Feature):
             plan.data(
                 CRYPTTAB, text(lines), f"the encrypted volumes that the boot opens: {reason}", mode=0o600
             )
+
+
+def wording(entry: Entry) -> str:
+    """A line of crypttab as people are told of it."""
+    return f"{CRYPTTAB} line {entry.line}: {printable(entry.name)}"
 
 
 def entries(target: Target) -> list[Entry]:
