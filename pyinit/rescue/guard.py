@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 from pyinit import switch_root
 from pyinit.context import Context
 from pyinit.errors import BootError
-from pyinit.kernel.files import remove_if_there, write_if_possible
+from pyinit.kernel.files import is_mounted, remove_if_there, write_if_possible
 from pyinit.record import PATH as RECORD_PATH
-from pyinit.record import now
 from pyinit.rescue.explain import FAILURE_PATH, internal_error, render
-from pyinit.rescue.shell import Policy
+from pyinit.rescue.shell import CONTINUE_PATH, Policy
+from pyinit.root.mount import SYSROOT
 
-# A shell that ends in less time (microseconds) so often in a row reads from a console that is not there.
-IDLE_SHELL = 500_000
-MAX_IDLE_SHELLS = 3
+if TYPE_CHECKING:
+    from pyinit.rescue.sessions import Ending
+
+# So often in a row a failure may find no console with somebody at it.
+MAX_NOBODY_THERE = 3
 
 
 class Guard:
@@ -21,7 +26,7 @@ class Guard:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._idle_shells = 0
+        self._nobody_there = 0
 
     def stop_before(self, stage: str) -> None:
         """Open the shell that rd.break asks for, if one is allowed."""
@@ -41,7 +46,7 @@ class Guard:
         self.write_record()
         remove_if_there(FAILURE_PATH)
         context.close_volumes()
-        self.policy().run_shell(stage, context.children, context.console)
+        self._run_shell(self.policy(), stage, failed=False)
 
     def fail(self, stage: str, exception: BaseException) -> None:
         """Explain a failure, keep it for a report, then let the policy decide; returns to try again."""
@@ -70,12 +75,26 @@ class Guard:
         if not policy.open:
             policy.give_up("no rescue shell is allowed here", console)
         context.close_volumes()
-        begin = now()
-        if not policy.run_shell(stage, context.children, console):
+        ending = self._run_shell(policy, stage, failed=True)
+        if ending == "failed":
             policy.give_up("no rescue shell can be started", console)
-        self._idle_shells = self._idle_shells + 1 if now() - begin < IDLE_SHELL else 0
-        if self._idle_shells == MAX_IDLE_SHELLS:
+        self._nobody_there = self._nobody_there + 1 if ending == "nobody" else 0
+        if self._nobody_there == MAX_NOBODY_THERE:
             policy.give_up("nobody answers: the rescue shell ends at once", console)
+        if ending == "left" and policy.ends and not self._goes_on():
+            policy.give_up("the rescue shell was left", console)
+
+    def _run_shell(self, policy: Policy, stage: str, *, failed: bool) -> Ending:
+        context = self._context
+        # The shells have the terminals for themselves.
+        context.keyboard.close()
+        ending = policy.run_shell(stage, context.children, context.console, failed=failed)
+        context.keyboard.reopen()
+        return ending
+
+    def _goes_on(self) -> bool:
+        """Whether a person did something for the boot to go on with."""
+        return os.path.exists(CONTINUE_PATH) or self._context.changed_command_line() or is_mounted(SYSROOT)
 
     def policy(self) -> Policy:
         """What is allowed here: the sealed policy and the command line together."""
