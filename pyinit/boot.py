@@ -20,7 +20,8 @@ from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import ShellWanted, Waiter, Want, describe
 from pyinit.errors import BootError
 from pyinit.kernel import mountinfo
-from pyinit.kernel.files import is_mounted, read_if_there, write_if_possible
+from pyinit.kernel.console import LOG_PATH
+from pyinit.kernel.files import is_mounted, link_if_possible, read_if_there, write_if_possible
 from pyinit.kernel.filesystems import mount_api_filesystems
 from pyinit.kernel.leftovers import end_leftovers
 from pyinit.kernel.modules import Modules
@@ -36,6 +37,8 @@ from pyinit.storage import assemblers
 from pyinit.text import printable
 
 BLACKLIST_PATH = "/run/modprobe.d/pyinit.conf"
+# Where people of dracut look for what rd.debug says.
+DEBUG_LOG_PATH = "/run/initramfs/init.log"
 TIMELINE_PATH = "/run/pyinit/timeline.py"
 LEFTOVER_TIMEOUT = 5.0
 LOOK_AROUND = 3.0
@@ -93,8 +96,10 @@ class Boot(Context):
                 ),
             )
         image, config = self.look_at_command_line()
-        self.console.verbose = config.debug
-        self.console.informative = config.info or config.debug
+        self.console.verbose, self.console.quiet = config.debug, config.quiet
+        self.console.informative = config.info or (config.debug and not config.quiet)
+        if config.debug:
+            link_if_possible(LOG_PATH, DEBUG_LOG_PATH)
         release = self.record.data["kernel"]
         if self.report is None:
             self.report = Reporter(config.report)
@@ -309,6 +314,10 @@ class Boot(Context):
                     self.guard.stop_before(name)
                     if self._must_start_again():
                         return False
+                if self.config.memdebug:
+                    from pyinit import memdebug
+
+                    self.console.notice(f"before {name}: {memdebug.write(name, self.config.memdebug)}")
                 entry = self.record.add("stages", name=name, start=now(), end=now(), outcome="running")
                 if name != "cmdline":
                     self._call_hooks(name)

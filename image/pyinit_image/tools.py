@@ -16,6 +16,7 @@ TOOLS = {
     "blkid": "file systems on block devices",
     "cat": "show files",
     "chmod": "change modes",
+    "chroot": "work with the tools of the root on /sysroot",
     "cp": "copy files",
     "dd": "copy blocks",
     "dmesg": "messages of the kernel",
@@ -40,6 +41,20 @@ TOOLS = {
     "uname": "release of the kernel",
     "vi": "edit files",
 }
+
+#: What it offers besides where busybox has it anyway, so that it costs a link.
+APPLETS = (
+    *("awk", "basename", "cmp", "cut", "date", "df", "diff", "dirname", "du", "env", "find", "free", "head"),
+    *("hexdump", "ip", "losetup", "md5sum", "od", "ping", "readlink", "sed", "sha256sum", "sort", "stat"),
+    *("strings", "tail", "tar", "tee", "top", "touch", "tr", "tty", "uniq", "wc", "xargs"),
+)
+
+#: Words that people type without thinking; they are the command of the rescue shell, too.
+ENDINGS = ("reboot", "poweroff", "halt")
+
+#: Descriptions of the terminals that the rescue shell names in $TERM, and where systems keep them.
+TERMINALS = ("l/linux", "v/vt220")
+TERMINFO = ("/usr/lib/terminfo", "/lib/terminfo", "/usr/share/terminfo", "/etc/terminfo")
 
 
 #: Where the shell is when its own place is one that the kernel tries.
@@ -74,13 +89,20 @@ def collect_rescue(plan: Plan, python: str, policy: str) -> str:
     # A "#!" line takes one argument; PYTHONPATH and PYTHONHOME are in the environment of the rescue shell.
     script = f"#!{python} -SsPB\nfrom pyinit.rescue.cli import main\n\nraise SystemExit(main())\n"
     plan.data("/usr/bin/pyinit", script.encode(), "the command of the rescue shell", mode=0o755)
+    for name in ENDINGS:
+        plan.link(f"/usr/bin/{name}", "/usr/bin/pyinit", "the command of the rescue shell", "/usr/bin/pyinit")
+    for name in TERMINALS:
+        if entry := sysroot.find(*(f"{directory}/{name}" for directory in TERMINFO)):
+            plan.file(entry, "what the terminals of the rescue shell can do")
     busybox = sysroot.find(*(f"{directory}/busybox" for directory in DIRECTORIES))
     applets: frozenset[str] = frozenset()
     if busybox is not None:
         busybox = plan.file(busybox, "small tools for the rescue shell")
         content, _ = plan.walker.content(busybox)
         # The names of the applets are one table of zero-terminated strings in the program.
-        applets = frozenset(name for name in (*TOOLS, "sh") if b"\0" + name.encode() + b"\0" in content)
+        applets = frozenset(
+            name for name in (*TOOLS, *APPLETS, "sh") if b"\0" + name.encode() + b"\0" in content
+        )
     shell = sysroot.find(*SHELLS)
     if shell is None and not (busybox is not None and "sh" in applets):
         plan.warn(f"no shell in {printable(str(sysroot.root))}: a failed boot can only be explained")
@@ -103,6 +125,9 @@ def collect_rescue(plan: Plan, python: str, policy: str) -> str:
             plan.file(place, f"rescue shell: {reason}")
         else:
             plan.leave_out(name, f"the rescue shell would have it ({reason}), the target system has not")
+    for name in APPLETS:
+        if busybox is not None and name in applets:
+            plan.link(f"/usr/bin/{name}", busybox, "rescue shell: busybox has it", busybox)
     return shell
 
 

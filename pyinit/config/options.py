@@ -418,9 +418,22 @@ OPTIONS: Final[tuple[Option, ...]] = (
         _SHOW,
         "[=0|1]",
         "0",
-        "Show every step on the console: device events, modules, mounts, what the root switch does.",
+        "Tell every step: device events, modules, mounts, what the root switch does. To the kernel log and "
+        "/run/initramfs/init.log, and to the console unless `quiet`.",
         "cmdline",
         other_names=("rdinitdebug", "rd.initdebug"),
+    ),
+    Option(
+        "rd.memdebug",
+        "number",
+        _SHOW,
+        "=LEVEL",
+        "0",
+        "Before each stage, tell how much memory is free, cached and in the kernel's slabs (1 and more); "
+        "also write /proc/meminfo (2), /proc/slabinfo (3), the modules and the processes by size (4), free "
+        "pages and /proc/vmstat (5) to /run/initramfs/memdebug.txt.",
+        "cmdline",
+        high=5,
     ),
     Option(
         "rd.break",
@@ -463,7 +476,10 @@ OPTIONS: Final[tuple[Option, ...]] = (
         _RESCUE,
         "=" + "|".join(_EMERGENCY),
         "none",
-        "What to do after a failure when there is no shell. Without it: what `panic=` says, else power off.",
+        "What to do after a failure: at once when there is no shell, else when the shell is left. "
+        "`pyinit retry` goes on with the boot all the same, and so does leaving it after `pyinit set` or "
+        "with a root on /sysroot. Without it leaving the shell goes on; where there is none `panic=` counts, "
+        "else power off.",
         "cmdline",
         choices=_EMERGENCY,
     ),
@@ -472,8 +488,9 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "device",
         _RESCUE,
         "=TTY",
-        "/dev/console",
-        "Terminal of the rescue shell, `ttyS0` or `/dev/ttyS0`.",
+        "every console",
+        "The only terminal that has a rescue shell, `ttyS0` or `/dev/ttyS0`. One that does not exist counts "
+        "as not given.",
         "cmdline",
     ),
     Option(
@@ -589,7 +606,7 @@ _UNHANDLED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         "some more options of dracut",
-        "hostonly cmdline driver.export memdebug shutdown.timeout.umount fips.skipkernel caps caps.initdrop "
+        "hostonly cmdline driver.export shutdown.timeout.umount fips.skipkernel caps caps.initdrop "
         "caps.disablemodules caps.disablekexec",
     ),
 )
@@ -641,7 +658,9 @@ class BootConfig(NamedTuple):
     info: bool
     """Information messages are wanted whatever ``quiet`` says."""
     debug: bool
-    """Every step is to be shown and recorded (``rd.debug``)."""
+    """Every step is to be recorded, and shown unless ``quiet`` (``rd.debug``)."""
+    memdebug: int
+    """How much of memory is to be told before each stage; 0 for nothing."""
     loglevel: int | None
     """The kernel's console level as ``quiet``, ``debug`` or ``loglevel=`` set it, whichever came last."""
     breaks: frozenset[str]
@@ -705,6 +724,7 @@ def boot_config(*sources: bytes) -> BootConfig:
         quiet=level is not None and level <= _QUIET_LEVEL,
         info=merged.flag("rd.info", False) or get.present("debug"),
         debug=merged.flag("rd.debug", False),
+        memdebug=get.number("rd.memdebug") or 0,
         loglevel=level,
         breaks=breaks,
         rescue=get.policies(),

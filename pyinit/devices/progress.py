@@ -41,7 +41,6 @@ class Progress:
         self.shell_wanted = False
         self.seconds_wanted = 0.0
         """Asked for on top of the deadline, not granted yet."""
-        self._keys = shell
         if shell:
             # Who asks a question gets the keys first.
             keyboard.listen(self, behind=True)
@@ -84,8 +83,8 @@ class Progress:
             self.seconds_wanted += self._longer
 
     def _hint(self) -> str:
-        if not self._keys:
-            return ""
+        if not self._keyboard.hears(self):
+            return ""  # No shell is allowed, or keys are parts of an answer.
         longer = "" if self._longer is None else f", w waits {self._longer:.0f} s longer"
         return f"; keys: s opens a shell{longer}"
 

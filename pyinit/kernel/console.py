@@ -38,7 +38,8 @@ class Console:
         self.informative = False
         """``info`` lines go to the console themselves, whatever the kernel shows (``rd.info``)."""
         self.verbose = False
-        """``debug`` lines too (``rd.debug``)."""
+        """``debug`` lines go to the kernel log, and to the console unless :attr:`quiet` (``rd.debug``)."""
+        self.quiet = False
         self.last_line: LastLine | None = None
         """Kept in sight when lines are written."""
         self._kmsg = -1
@@ -85,7 +86,7 @@ class Console:
     def debug(self, text: str) -> None:
         """Only for the record and the log file, unless ``rd.debug`` asks for more."""
         if self.verbose:
-            self._keep("debug", text, shown=True)
+            self._keep("debug", text, shown=not self.quiet)
         else:
             self.record.message("debug", text)
             self._write_log(self.record.data["messages"][-1]["at"], text)
@@ -152,19 +153,6 @@ class Console:
             os.write(self._log, f"{at / 1e6:10.6f} {text}\n".encode("ascii", "backslashreplace"))
         except OSError:
             pass
-
-
-def controlling_terminal() -> str:
-    """The device behind the last active console: a shell on it can have job control, /dev/console cannot."""
-    consoles = active_consoles()
-    path = consoles[-1] if consoles else "/dev/console"
-    if path == "/dev/tty0":
-        try:
-            with open("/sys/class/tty/tty0/active", "rb") as file:
-                path = f"/dev/{os.fsdecode(file.read().strip())}"
-        except OSError:
-            pass
-    return path if os.path.exists(path) else "/dev/console"
 
 
 def _exchange(path: str, value: bytes) -> bytes:

@@ -25,6 +25,14 @@ def write_if_possible(path: str, data: bytes) -> bool:
     return True
 
 
+def link_if_possible(target: str, path: str) -> None:
+    """Make a symbolic link, if that can be done."""
+    try:
+        os.symlink(target, path)
+    except OSError:
+        pass
+
+
 def remove_if_there(path: str) -> None:
     """Remove a file, if that can be done."""
     try:

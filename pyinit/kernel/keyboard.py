@@ -58,6 +58,10 @@ class Keyboard:
         if not self._listeners:
             self.close()
 
+    def hears(self, listener: Listener) -> bool:
+        """Whether it is this listener who gets what is typed now."""
+        return self._listeners[-1:] == [listener]
+
     def descriptors(self) -> tuple[int, ...]:
         """The descriptors that become readable when something was typed."""
         return tuple(self._terminals)

@@ -20,7 +20,7 @@ from pyinit.errors import BootError
 from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import decode, timeline
 from pyinit.rescue.explain import FAILURE_PATH, render
-from pyinit.rescue.shell import ACTIONS, STAGE_VARIABLE, end_machine
+from pyinit.rescue.shell import ACTIONS, CONTINUE_PATH, STAGE_VARIABLE, end_machine
 from pyinit.text import printable
 
 
@@ -32,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 1 when not, 2 when it was not understood."""
     if arguments is None:
         arguments = sys.argv[1:]
+        called = os.path.basename(sys.argv[0])
+        if called in ACTIONS:
+            # "reboot -f", as hands have learnt it.
+            arguments = [called]
     name, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
     if name in ("-h", "--help"):
         name = "help"
@@ -67,7 +71,8 @@ def usage() -> str:
             *lines,
             "",
             "Leave the shell (exit, Ctrl-D) to try again from the stage that failed. If the root is",
-            "mounted on /sysroot by then, the boot goes on with it.",
+            "mounted on /sysroot by then, the boot goes on with it. Keys: Tab completes, the arrows",
+            "edit and recall lines, Ctrl-R searches them.",
         )
     )
 
@@ -245,6 +250,8 @@ def _go_on(words: list[str]) -> int:
     leader = os.getsid(0)
     if not os.environ.get(STAGE_VARIABLE) or leader <= 1:
         raise OSError("this is not the rescue shell of a boot")
+    with open(CONTINUE_PATH, "wb"):
+        pass
     os.kill(leader, signal.SIGHUP)
     return 0
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from pyinit import switch_root
 from pyinit.context import Context
 from pyinit.errors import BootError
-from pyinit.kernel.files import remove_if_there, write_if_possible
+from pyinit.kernel.files import is_mounted, remove_if_there, write_if_possible
 from pyinit.record import PATH as RECORD_PATH
-from pyinit.record import now
 from pyinit.rescue.explain import FAILURE_PATH, internal_error, render
-from pyinit.rescue.shell import Policy
+from pyinit.rescue.shell import CONTINUE_PATH, Policy
+from pyinit.root.mount import SYSROOT
 from pyinit.text import printable
 
 if TYPE_CHECKING:
     from pyinit.rescue.password import Password
+    from pyinit.rescue.sessions import Ending
 
-# A shell that ends in less time (microseconds) so often in a row reads from a console that is not there.
-IDLE_SHELL = 500_000
-MAX_IDLE_SHELLS = 3
+# So often in a row a failure may find no console with somebody at it.
+MAX_NOBODY_THERE = 3
 
 
 class Guard:
@@ -27,7 +28,7 @@ class Guard:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._idle_shells = 0
+        self._nobody_there = 0
         self._password: Password | None = None
 
     def stop_before(self, stage: str) -> None:
@@ -76,13 +77,21 @@ class Guard:
         if not policy.open:
             self._close_volumes(policy)
             policy.give_up("no rescue shell is allowed here", console)
-        spent = self._open_shell(stage, asked_for=False)
-        self._idle_shells = self._idle_shells + 1 if spent < IDLE_SHELL else 0
-        if self._idle_shells == MAX_IDLE_SHELLS:
+        ending = self._open_shell(stage, asked_for=False)
+        if ending == "failed":
+            policy.give_up("no rescue shell can be started", console)
+        self._nobody_there = self._nobody_there + 1 if ending == "nobody" else 0
+        if self._nobody_there == MAX_NOBODY_THERE:
             policy.give_up("nobody answers: the rescue shell ends at once", console)
+        if ending == "left" and policy.ends and not self._goes_on():
+            policy.give_up("the rescue shell was left", console)
 
-    def _open_shell(self, stage: str, *, asked_for: bool) -> int:
-        """The one way to a shell; returns how long it was open, in microseconds.
+    def _goes_on(self) -> bool:
+        """Whether a person did something for the boot to go on with."""
+        return os.path.exists(CONTINUE_PATH) or self._context.changed_command_line() or is_mounted(SYSROOT)
+
+    def _open_shell(self, stage: str, *, asked_for: bool) -> Ending:
+        """The one way to a shell.
 
         First what was opened with a secret is closed, then whoever is there shows that they may have it. A
         shell that a person ``asked_for`` can be done without.
@@ -94,17 +103,14 @@ class Guard:
             verdict = self._ask_password(policy, asked_for)
             if verdict == "left":
                 console.notice("no shell is opened; the boot goes on")
-                return 0
+                return "left"
             if verdict != "right":
                 policy.give_up("the password of the rescue shell was not given", console)
-        # The shell has the terminals to itself.
+        # The shells have the terminals for themselves.
         context.keyboard.close()
-        begin = now()
-        started = policy.run_shell(stage, context.children, console)
+        ending = policy.run_shell(stage, context.children, console, failed=not asked_for)
         context.keyboard.reopen()
-        if not started and not asked_for:
-            policy.give_up("no rescue shell can be started", console)
-        return now() - begin
+        return ending
 
     def _close_volumes(self, policy: Policy) -> None:
         """Leave no volume open and no secret in memory; what cannot be closed allows no shell."""

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pyinit.config.options import BootConfig
 from pyinit.config.sealed import CRYPT, SealedConfig, is_password_hash, strictest
-from pyinit.kernel.console import Console, controlling_terminal
+from pyinit.kernel.console import Console
+from pyinit.kernel.files import remove_if_there
 from pyinit.kernel.process import Children
 from pyinit.kernel.syscalls import REBOOT_AUTOBOOT, REBOOT_HALT, REBOOT_POWER_OFF, reboot
-from pyinit.text import printable
+
+if TYPE_CHECKING:
+    from pyinit.rescue.sessions import Ending
 
 # Tells the commands of the shell which stage it was opened for.
 STAGE_VARIABLE = "PYINIT_STAGE"
+# Left by the commands that go on with the boot.
+CONTINUE_PATH = "/run/pyinit/continue"
 
 ACTIONS = {"reboot": REBOOT_AUTOBOOT, "halt": REBOOT_HALT, "poweroff": REBOOT_POWER_OFF}
 
@@ -45,27 +50,32 @@ class Policy:
             return False
         return self.level != "none" and bool(self._shell)
 
-    def run_shell(self, stage: str, children: Children, console: Console) -> bool:
-        """Let a person work until the shell is left; False when it could not be started anywhere."""
-        console.write(
-            f"pyinit: rescue shell: exit or Ctrl-D goes on with {stage}, `pyinit` lists its commands\n"
-        )
+    @property
+    def ends(self) -> str:
+        """What ``rd.emergency`` asks for when a shell is left that was opened after a failure."""
+        return self._emergency
+
+    def run_shell(self, stage: str, children: Children, console: Console, *, failed: bool) -> Ending:
+        """Let people work, on every console, until one of them leaves a shell."""
+        from pyinit.rescue import sessions
+
+        leaving = f"exit or Ctrl-D goes on with {stage}"
+        if failed and self._emergency:
+            leaving = f"exit: {self._emergency}, as rd.emergency asks; `pyinit retry` goes on with {stage}"
+        console.write(f"pyinit: rescue shell: {leaving}, `pyinit` lists its commands\n")
         environment = {
-            "PS1": f"pyinit:{stage}# ",
+            # The directory is shown when it is not the root, where a shell begins.
+            "PS1": f"pyinit:{stage}${{PWD%/}}# ",
             STAGE_VARIABLE: stage,
             "PYTHONHOME": "/usr",
             "PYTHONPATH": "/usr/lib/pyinit",
         }
-        for terminal in filter(None, (self._ctty, controlling_terminal(), "/dev/console")):
-            try:
-                pid = children.start((self._shell, "-i"), environment=environment, terminal=terminal)
-            except OSError as error:
-                where = f"{printable(self._shell)} cannot be started on {printable(terminal)}"
-                console.error(f"{where}: {error.strerror}")
-                continue
-            children.wait(pid, None)
-            return True
-        return False
+        remove_if_there(CONTINUE_PATH)
+        terminals = sessions.terminals_of_people(self._ctty, console)
+        ending = sessions.run(self._shell, terminals, environment, children, console)
+        if ending == "failed" and terminals != ["/dev/console"]:
+            ending = sessions.run(self._shell, ["/dev/console"], environment, children, console)
+        return ending
 
     def give_up(self, why: str, console: Console) -> NoReturn:
         """End the machine as the command line asks: ``rd.emergency=``, else ``panic=``, else power off."""

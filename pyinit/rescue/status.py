@@ -99,11 +99,14 @@ def _mounted() -> str:
 
 
 def _processes() -> list[str]:
-    """Processes that have a program, outside the session of the shell and other than PID 1."""
+    """Processes that have a program, but PID 1, those of this shell, and what holds shells' terminals."""
     found = []
     session = os.getsid(0)
     for name in os.listdir("/proc"):
-        if not name.isdigit() or name == "1" or not _read(f"/proc/{name}/cmdline"):
+        if not name.isdigit() or name == "1":
+            continue
+        words = _read(f"/proc/{name}/cmdline")
+        if not words or b"pyinit.rescue.relay" in words:
             continue
         try:
             if os.getsid(int(name)) == session:

@@ -51,7 +51,7 @@ class Shell:
         cls, machine: Machine, stage: str = "[a-z-]+", timeout: float | Timeout = Timeout.BOOT
     ) -> Shell:
         """The rescue shell of pyinit, after the explanation of whatever failed."""
-        return cls(machine, rf"^pyinit:{stage}# ", timeout, allow=("banner",))
+        return cls(machine, rf"^pyinit:{stage}(?:/\S*)?# ", timeout, allow=("banner",))
 
     def wait(self, timeout: float | Timeout = Timeout.BOOT) -> None:
         """Wait for the next prompt."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from pyinit.boot import Boot
+from pyinit.devices.waiting import ShellWanted
 from pyinit.errors import BootError
-from pyinit.rescue.guard import MAX_IDLE_SHELLS
+from pyinit.rescue.guard import MAX_NOBODY_THERE
 from pyinit.rescue.shell import Policy
 from pyinit.switch_root import Stranded
 
@@ -21,18 +23,25 @@ class GivenUp(Exception):
 class FakePolicy:
     """A policy whose shell a person leaves at once, or takes a moment to leave."""
 
-    def __init__(self, *, allowed: bool = True, starts: bool = True, clock: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        *,
+        allowed: bool = True,
+        ending: str = "left",
+        emergency: str = "",
+        clock: Callable[[], None] = lambda: None,
+    ):
         self.open = allowed
         self.level = "open" if allowed else "none"
-        self.starts = starts
-        self.shells = 0
+        self.ending = ending
+        self.ends = emergency
         self.clock = clock
+        self.shells = 0
 
-    def run_shell(self, stage: str, children: object, console: object) -> bool:
+    def run_shell(self, stage: str, children: object, console: object, *, failed: bool) -> str:
         self.shells += 1
-        if self.clock:
-            self.clock()
-        return self.starts
+        self.clock()
+        return self.ending
 
     def give_up(self, why: str, console: object) -> None:
         raise GivenUp(why)
@@ -159,7 +168,7 @@ def test_a_volume_that_cannot_be_closed_allows_no_shell(boot: Boot, monkeypatch:
 
 
 def test_a_shell_that_cannot_be_started_ends_the_machine(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_policy(boot, FakePolicy(starts=False), monkeypatch)
+    with_policy(boot, FakePolicy(ending="failed"), monkeypatch)
     with pytest.raises(GivenUp, match="no rescue shell can be started"):
         boot._go_through("mount", failing(ValueError("x")))
 
@@ -167,21 +176,15 @@ def test_a_shell_that_cannot_be_started_ends_the_machine(boot: Boot, monkeypatch
 def test_a_console_that_nobody_reads_does_not_keep_it_in_a_circle(
     boot: Boot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = FakePolicy()
+    policy = FakePolicy(ending="nobody")
     with_policy(boot, policy, monkeypatch)
     with pytest.raises(GivenUp, match="nobody answers"):
         boot._go_through("mount", failing(*[ValueError("x")] * 10))
-    assert policy.shells == MAX_IDLE_SHELLS
+    assert policy.shells == MAX_NOBODY_THERE
 
 
 def test_a_person_may_try_as_often_as_they_like(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
-    time = [0]
-    monkeypatch.setattr("pyinit.rescue.guard.now", lambda: time[0])
-
-    def work() -> None:
-        time[0] += 60_000_000
-
-    policy = FakePolicy(clock=work)
+    policy = FakePolicy()
     with_policy(boot, policy, monkeypatch)
     boot._go_through("mount", failing(*[ValueError("x")] * 10))
     assert policy.shells == 10
@@ -193,3 +196,36 @@ def test_after_the_point_of_no_return_there_is_no_shell(boot: Boot, monkeypatch:
     with pytest.raises(GivenUp, match="went with the initramfs"):
         boot._go_through("switch-root", failing(Stranded("E-SWITCH", "x")))
     assert policy.shells == 0
+
+
+@pytest.mark.parametrize("done", ["nothing", "pyinit retry", "pyinit set", "mounted"])
+def test_what_rd_emergency_asks_for_comes_after_a_shell_in_which_nothing_was_done(
+    done: str, boot: Boot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    policy = FakePolicy(emergency="reboot")
+    with_policy(boot, policy, monkeypatch)
+    marker = tmp_path / "continue"
+    monkeypatch.setattr("pyinit.rescue.guard.CONTINUE_PATH", str(marker))
+    if done == "pyinit retry":
+        marker.touch()
+    monkeypatch.setattr(boot, "changed_command_line", lambda: done == "pyinit set")
+    monkeypatch.setattr("pyinit.rescue.guard.is_mounted", lambda path: done == "mounted")
+    if done == "nothing":
+        with pytest.raises(GivenUp, match="the rescue shell was left"):
+            boot._go_through("mount", failing(ValueError("x")))
+    else:
+        boot._go_through("mount", failing(ValueError("x")))
+    assert policy.shells == 1
+
+
+def test_a_key_while_it_waits_opens_a_shell_and_the_stage_comes_again(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = FakePolicy(emergency="reboot")
+    with_policy(boot, policy, monkeypatch)
+    assert boot._go_through("initqueue", failing(ShellWanted()))
+    assert [stage["outcome"] for stage in boot.record.data["stages"]] == ["interrupted", "done"]
+    assert policy.shells == 1
+    policy.open = False
+    assert boot._go_through("initqueue", failing(ShellWanted()))
+    assert policy.shells == 1

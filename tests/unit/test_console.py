@@ -56,6 +56,16 @@ def test_levels(
     assert len(console.record.data["messages"]) == 5
 
 
+def test_a_quiet_console_does_not_show_what_is_told_for_debugging(
+    console: Console, terminal: tuple[int, str]
+) -> None:
+    console.verbose = console.quiet = True
+    console.debug("d")
+    console.info("i")
+    console.error("e")
+    assert shown(terminal[0], "pyinit: e") == "pyinit: e\n"
+
+
 def test_every_console_shows_it(
     console: Console, terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

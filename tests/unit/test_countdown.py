@@ -233,10 +233,21 @@ def test_a_question_gets_the_keys_first(terminal: tuple[int, str]) -> None:
             heard.append(bytes(data))
 
     keyboard = Keyboard()
-    keyboard.listen(Question())
-    progress = Progress(Console(Record("1", "6")), keyboard, None, shell=True)
+    question = Question()
+    keyboard.listen(question)
+    console = Console(Record("1", "6"))
+    console._screens = [terminal[1]]
+    progress = Progress(console, keyboard, None, shell=True)
     press(keyboard, terminal[0], b"s")
     assert (heard, progress.shell_wanted) == ([b"s"], False)
+    progress.tell(5.0, "root: x", 5.0, None, [])
+    assert (
+        seen(terminal[0], "(rootwait)\r\n")
+        == "pyinit: waiting for root: x since 5 s, for ever (rootwait)\r\n"
+    )
+    keyboard.leave(question)
+    press(keyboard, terminal[0], b"s")
+    assert progress.shell_wanted
     progress.end()
 
 

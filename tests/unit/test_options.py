@@ -113,6 +113,7 @@ def test_how_long_to_wait(line: bytes, seconds: int | None) -> None:
     "value", [b"abc", b"-1", b"1e999", b"nan", b"inf", b"", b"9" * 400, b"1_0", b"\xd9\xa3", b"0x10"]
 )
 @pytest.mark.parametrize("name", [b"rd.timeout", b"rd.retry", b"rootdelay", b"rootwait"])
+@pytest.mark.fault("K6")
 def test_a_time_that_is_none_gives_the_default_and_a_warning(name: bytes, value: bytes) -> None:
     config = boot_config(name + b"=" + value)
     assert config.timeout == 180

@@ -1,0 +1,111 @@
+"""The rescue shell on every console that may have a person, however it ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyinit_qemu import Disk, Machine
+from pyinit_qemu.debian import DebianRoot
+from pyinit_qemu.shell import Shell
+from pyinit_qemu.witness import Witness
+
+pytestmark = pytest.mark.boot
+
+Start = Callable[..., Machine]
+Testimony = Callable[[Machine], Witness]
+
+# tty_ioctl(4) does not tell of TIOCVHANGUP, asm-generic/ioctls.h does.
+HANG_UP = (
+    "python3 -c \"import fcntl, os; fcntl.ioctl(os.open('/dev/ttyS0', os.O_RDWR | os.O_NOCTTY), 0x5437)\""
+)
+
+
+@pytest.fixture
+def start(
+    boot: Callable[..., Machine], bookworm: DebianRoot, listed: Path, small_disk: Callable[..., Path]
+) -> Start:
+    def go(append: str, *, initrd: Path = listed, **options: object) -> Machine:
+        return boot(
+            kernel=bookworm.kernel,
+            initrd=initrd,
+            disks=(Disk(small_disk()),),
+            append=f"quiet {append}",
+            allow=("banner",),
+            **options,
+        )
+
+    return go
+
+
+@pytest.mark.fault("P7")
+def test_each_console_has_a_shell_and_the_first_that_is_left_goes_on(
+    start: Start, witness_of: Testimony
+) -> None:
+    vm = start("root=LABEL=gone rd.timeout=1 console=ttyS0 console=tty0", vga=True)
+    vm.screen.wait_for(r"^pyinit:initqueue# *$")
+    shell = Shell.rescue(vm, "initqueue")
+    assert " /dev/pts/" in shell.check("ls -l /proc/self/fd/0")
+    vm.keyboard.type("stty size; cd /dev; echo $((6 * 7)) $TERM\n")
+    vm.screen.wait_for(r"^25 80\n42 linux\npyinit:initqueue/dev# *$")
+    assert "42" not in vm.console and shell.check("echo $TERM") == "vt220"
+
+    # The line is edited, remembered and completed.
+    vm.send_line("pyinit stat\t\x01\x1b[1;5C\x0b\x19")
+    vm.expect(r"^stopped:   in initqueue\n")
+    shell.wait()
+    vm.send_line("\x10\x01echo before; ")
+    vm.expect_in_order([r"^before\n", r"^stopped:   in initqueue\n"])
+    shell.wait()
+
+    # A terminal that goes away takes its shell along, and no other one.
+    vm.keyboard.type(f"{HANG_UP}; while [ -e pts/0 ] && [ -e pts/1 ]; do sleep 0.1; done; echo al''one\n")
+    vm.screen.wait_for(r"^alone\npyinit:initqueue/dev# *$")
+    vm.keyboard.type("exit\n")
+    Shell.rescue(vm, "initqueue")
+
+    # However a shell ends, the boot is tried again and tells the same; the other console is told.
+    for end in ("exit 255", "kill -9 $$", "kill -9 $PPID", "kill -11 $$", "exec cat /dev/null"):
+        vm.send_line(end)
+        vm.expect("pyinit: the rescue shell was left on /dev/ttyS0")
+        shell = Shell.rescue(vm, "initqueue")
+    vm.screen.wait_for(r"the rescue shell was left on /dev/ttyS0(.*\n)*pyinit:initqueue# *$")
+    assert vm.console.count("pyinit: E-DEV root: LABEL=gone did not appear") == 7
+
+    vm.keyboard.type("pyinit set root=LABEL=small-root; exit\n")
+    vm.expect("pyinit: the rescue shell was left on /dev/tty1")
+    seen = witness_of(vm)
+    assert seen.boot is not None
+    assert [s["outcome"] for s in seen.boot["stages"] if s["name"] == "initqueue"] == ["E-DEV"] * 7 + ["done"]
+    assert [process for process in seen.processes if process.comm != "pyinit-empty"] == []
+
+
+@pytest.mark.fault("P7")
+def test_rd_words_of_the_shell(start: Start) -> None:
+    vm = start("root=LABEL=gone rd.timeout=1 rd.ctty=hvc9 rd.emergency=reboot rd.memdebug=3 rd.debug")
+    shell = Shell.rescue(vm, "initqueue")
+    assert "pyinit: warning: there is no /dev/hvc9, which rd.ctty asks for" in vm.console
+    figures = r"MemFree \d+ kB, MemAvailable \d+ kB, Cached \d+ kB, Slab \d+ kB"
+    told = re.findall(rf"^pyinit: before ([a-z-]+): {figures}$", vm.console, re.MULTILINE)
+    assert told == ["cmdline", "pre-udev", "pre-trigger", "initqueue"]
+    written = shell.check("cat /run/initramfs/memdebug.txt")
+    assert re.search(rf"=== before pre-trigger: {figures}\n--- /proc/meminfo\nMemTotal: ", written)
+    assert re.search(r"^kmalloc-64 ", written, re.MULTILINE)
+    # rd.debug tells the logs, and with quiet not the console.
+    assert "module virtio_blk: loaded" not in vm.console
+    assert "module virtio_blk: loaded" in shell.check("cat /run/initramfs/init.log")
+    assert "pyinit: module virtio_blk: loaded" in shell.check("dmesg")
+
+    # A terminal that hangs up is no person who leaves; it is tried again, and rd.emergency does not come yet.
+    vm.send_line(HANG_UP)
+    vm.expect("^pyinit: before initqueue: ")
+    shell = Shell.rescue(vm, "initqueue")
+    assert "exit: reboot, as rd.emergency asks; `pyinit retry` goes on with initqueue" in vm.console
+    vm.send_line("pyinit retry")
+    shell = Shell.rescue(vm, "initqueue")
+    shell.leave()
+    vm.expect("the rescue shell was left; reboot in 10 s")
+    assert vm.finish(goal="shutdown").shutdown == "guest-reset"
