@@ -22,7 +22,7 @@ from functools import cached_property
 import zstandard
 
 from pyinit.config.distance import closest
-from pyinit.config.sealed import MODULES_PATH, ModuleEntry, ModuleIndex, dump_modules
+from pyinit.config.sealed import MODULES_PATH, Aliases, ModuleEntry, ModuleIndex, dump_modules
 from pyinit.text import printable
 
 from . import kmodindex
@@ -575,15 +575,22 @@ def _index(
         for name in selected
     }
     # modprobe, too, lets a blacklist hide the aliases of a module, not its name.
-    aliases = sorted(
-        {
-            (pattern, name)
-            for pattern, name in kernel.alias_table
-            if name in modules and name not in kernel.modprobe.blacklist
-        }
-    )
+    aliases = {
+        (pattern, name)
+        for pattern, name in kernel.alias_table
+        if name in modules and name not in kernel.modprobe.blacklist
+    }
     preload = dict.fromkeys(need for name in wanted for need in (*modules[name].needs, name))
-    return ModuleIndex(kernel.directory, modules, tuple(aliases), kernel.builtin, tuple(preload), first)
+    buses = sorted({pattern.partition(":")[0].rstrip("*") for pattern, _ in aliases if ":" in pattern})
+    return ModuleIndex(
+        kernel.directory,
+        modules,
+        Aliases.of(aliases),
+        kernel.builtin,
+        tuple(preload),
+        first,
+        tuple(buses),
+    )
 
 
 def _firmware(plan: Plan, kernel: Kernel, wanted: dict[str, list[str]], places: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from stat import S_IFCHR
 
 from pyinit.config.cmdline import Word
-from pyinit.config.sealed import ModuleIndex
+from pyinit.config.sealed import ModuleIndex, underscored
 from pyinit.kernel.console import Console
 from pyinit.kernel.syscalls import MODULE_INIT_COMPRESSED_FILE, finit_module
 from pyinit.record import now
@@ -27,8 +27,6 @@ _STATIC_NODES = (("btrfs", "/dev/btrfs-control", 234),)
 _MISC_MAJOR = 10
 
 _COMPRESSED = (".xz", ".zst", ".gz")
-_WILDCARDS = "*?["
-_DASH = re.compile(r"\[[^]]*\]|-")
 
 
 class Modules:
@@ -50,9 +48,6 @@ class Modules:
         self._options = _command_line_options(words)
         self._blacklist = {name.replace("-", "_") for name in blacklist}
         self._done: dict[str, bool] = {}
-        self._buckets: dict[str, list[tuple[str, str]]] | None = None
-        # Nearly every bus is what its aliases start with (Documentation/driver-api/driver-model/bus.rst).
-        self._buses = sorted({pattern.partition(":")[0].rstrip("*") for pattern, _ in index.aliases})
 
     def load(self, name: str, *, quietly: bool = False) -> bool:
         """Load a module and what it needs; False when it is not in the image or the kernel refused it.
@@ -97,18 +92,8 @@ class Modules:
 
     def matching(self, alias: str) -> list[str]:
         """The modules of the image that claim a device (its ``modalias``) or another alias."""
-        if self._buckets is None:
-            self._buckets = {}
-            for pattern, name in self.index.aliases:
-                pattern = _underscored(pattern)
-                self._buckets.setdefault(_literal_prefix(pattern), []).append((pattern, name))
-        alias = _underscored(alias)
-        return [
-            name
-            for length in range(len(alias) + 1)
-            for pattern, name in self._buckets.get(alias[:length], ())
-            if fnmatchcase(alias, pattern)
-        ]
+        alias = underscored(alias)
+        return [name for pattern, name in self.index.aliases.candidates(alias) if matches(alias, pattern)]
 
     def create_static_nodes(self) -> None:
         """Make the nodes by which modules of this image are loaded on demand, as kmod-static-nodes does."""
@@ -123,16 +108,13 @@ class Modules:
         """Load the drivers of all devices present that have none, until no new device comes of it."""
         tried: set[str] = set()
         while True:
+            present = set(driverless_modaliases(self.index.buses)) - tried
             found = [
-                name
-                for alias in driverless_modaliases(self._buses)
-                if alias not in tried
-                for name in self.matching(alias)
-                if name not in self._done
+                name for alias in sorted(present) for name in self.matching(alias) if name not in self._done
             ]
             if not found:
                 return
-            tried.update(driverless_modaliases(self._buses))
+            tried |= present
             self.load_all(found)
 
     def _insert(self, name: str, say: Callable[[str], None]) -> bool:
@@ -161,6 +143,28 @@ class Modules:
         if self._done[name] and self._console.verbose:
             self._console.debug(f"module {printable(name)}: {result}")
         return self._done[name]
+
+
+def matches(alias: str, pattern: str) -> bool:
+    """Whether a pattern of modules.alias matches, as fnmatch(3) has it.
+
+    Nearly all patterns have no other wildcard than ``*``; compiling a regular expression for each of them, as
+    :mod:`fnmatch` does, takes longer than loading some modules.
+    """
+    first, *others = pattern.split("*")
+    if "?" in pattern or "[" in pattern:
+        return fnmatchcase(alias, pattern)
+    if not alias.startswith(first):
+        return False
+    if not others:
+        return alias == pattern
+    place = len(first)
+    for part in others[:-1]:
+        place = alias.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return len(alias) - len(others[-1]) >= place and alias.endswith(others[-1])
 
 
 def _is_live(name: str) -> bool:
@@ -194,20 +198,6 @@ def _list(path: str) -> list[str]:
         return sorted(os.listdir(path))
     except OSError:
         return []
-
-
-def _underscored(alias: str) -> str:
-    """With underscores for dashes, except within brackets: kmod tells neither from the other."""
-    if "-" not in alias:
-        return alias
-    return _DASH.sub(lambda match: match[0] if match[0] != "-" else "_", alias)
-
-
-def _literal_prefix(pattern: str) -> str:
-    for position, character in enumerate(pattern):
-        if character in _WILDCARDS:
-            return pattern[:position]
-    return pattern
 
 
 def _command_line_options(words: Iterable[Word]) -> dict[str, str]:
