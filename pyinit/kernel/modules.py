@@ -26,6 +26,11 @@ from pyinit.text import printable
 _STATIC_NODES = (("btrfs", "/dev/btrfs-control", 234),)
 _MISC_MAJOR = 10
 
+# A parameter of every module (Documentation/admin-guide/kernel-parameters.txt): that its driver may probe by
+# and by. Loading it does not wait for the devices of other drivers, either, which is what matters here: a
+# file system has none of its own.
+_NO_WAITING = "async_probe"
+
 _COMPRESSED = (".xz", ".zst", ".gz")
 
 
@@ -48,12 +53,15 @@ class Modules:
         self._options = _command_line_options(words)
         self._blacklist = {name.replace("-", "_") for name in blacklist}
         self._done: dict[str, bool] = {}
+        self.inserting = ""
+        """The module that the kernel was given last, printable."""
 
-    def load(self, name: str, *, quietly: bool = False) -> bool:
+    def load(self, name: str, options: str = "", *, quietly: bool = False) -> bool:
         """Load a module and what it needs; False when it is not in the image or the kernel refused it.
 
-        ``quietly``: that the kernel refuses it is no news, for it is one of several, each for another CPU.
-        A module that was refused is not tried again until :meth:`forget_failures`.
+        ``options`` are given to all of them. ``quietly``: that the kernel refuses it is no news, for it is one
+        of several, each for another CPU. A module that was refused is not tried again until
+        :meth:`forget_failures`.
         """
         name = name.replace("-", "_")
         if name in self._done:
@@ -67,8 +75,8 @@ class Modules:
         # itself refuses the module with "Unknown symbol".
         for need in entry.needs:
             if need not in self._done and need in self.index.modules and need not in self._blacklist:
-                self._insert(need, self._console.debug)
-        return self._insert(name, self._console.debug if quietly else self._console.warning)
+                self._insert(need, self._console.debug, options)
+        return self._insert(name, self._console.debug if quietly else self._console.warning, options)
 
     def load_all(self, names: Iterable[str]) -> None:
         """Load several modules."""
@@ -84,11 +92,12 @@ class Modules:
     def load_for_filesystem(self, fstype: str) -> None:
         """Load what the kernel would ask modprobe for (``fs-<type>``) before it has to."""
         for name in self.matching(f"fs-{fstype}"):
-            self.load(name)
+            self.load(name, _NO_WAITING)
 
     def forget_failures(self) -> None:
         """Let modules that were refused be tried again."""
-        self._done = {name: True for name, loaded in self._done.items() if loaded}
+        # Not the table itself: the thread that loads drivers may add to it meanwhile.
+        self._done = {name: True for name, loaded in list(self._done.items()) if loaded}
 
     def matching(self, alias: str) -> list[str]:
         """The modules of the image that claim a device (its ``modalias``) or another alias."""
@@ -117,8 +126,9 @@ class Modules:
             tried |= present
             self.load_all(found)
 
-    def _insert(self, name: str, say: Callable[[str], None]) -> bool:
+    def _insert(self, name: str, say: Callable[[str], None], more: str = "") -> bool:
         entry = self.index.modules[name]
+        self.inserting = printable(name)
         begin = now()
         if self._is_live(name):
             # udevd was first. The kernel would say so, too, but only after it had read the whole file.
@@ -128,7 +138,7 @@ class Modules:
         try:
             fd = os.open(f"{self.index.directory}/{entry.path}", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                options = " ".join(filter(None, (entry.options, self._options.get(name, ""))))
+                options = " ".join(filter(None, (entry.options, self._options.get(name, ""), more)))
                 flags = MODULE_INIT_COMPRESSED_FILE if entry.path.endswith(_COMPRESSED) else 0
                 self._load(fd, options, flags)
             finally:
