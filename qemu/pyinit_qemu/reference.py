@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.filesystems import Ext4
@@ -20,8 +21,12 @@ UUID = "6f0a3b5e-5d0c-4c53-9c0e-2f7a6d1b9e42"
 WORDS = f"quiet ro fsck.mode=skip root=UUID={UUID}"
 """Nobody looks for file system damage: some initramfs would, some would not."""
 
-IMAGES = {"pyinit list": "list", "pyinit generic": "generic"}
-"""Our images by name, and the mode that each is built in."""
+IMAGES: dict[str, dict[str, Any]] = {
+    "pyinit list": {"mode": "list", "modules": MODULES},
+    "pyinit list unsigned": {"mode": "list", "modules": MODULES, "unsigned_modules": True},
+    "pyinit generic": {"mode": "generic"},
+}
+"""Our images by name, and how each is built (:class:`pyinit_image.build.BuildSpec`)."""
 
 
 def machine(debian: DebianRoot, progress: Progress = silent) -> VmSpec:
@@ -41,8 +46,7 @@ def machine(debian: DebianRoot, progress: Progress = silent) -> VmSpec:
 
 def image(name: str, debian: DebianRoot, progress: Progress = silent) -> Path:
     """One of :data:`IMAGES`."""
-    mode = IMAGES[name]
-    return initramfs(debian, mode=mode, modules=MODULES if mode == "list" else (), progress=progress)
+    return initramfs(debian, progress=progress, **IMAGES[name])
 
 
 def versions(debian: DebianRoot) -> dict[str, str]:
