@@ -73,7 +73,7 @@ class Aliases:
         return cls({key: " ".join(words) for key, words in buckets.items()})
 
     def candidates(self, alias: str) -> Iterator[tuple[str, str]]:
-        """Those whose pattern may match the alias, which is :func:`underscored`: it begins as the alias does."""
+        """Those whose pattern begins as the alias, which is :func:`underscored`, does: it may match."""
         for length in range(min(len(alias), KEY_LENGTH) + 1):
             yield from _pairs(self.buckets.get(alias[:length], ""))
 

@@ -7,7 +7,6 @@ finit_module(2) for each file. The kernel's own requests still go through /sbin/
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from errno import EEXIST
 from fnmatch import fnmatchcase
@@ -59,8 +58,8 @@ class Modules:
     def load(self, name: str, options: str = "", *, quietly: bool = False) -> bool:
         """Load a module and what it needs; False when it is not in the image or the kernel refused it.
 
-        ``options`` are given to all of them. ``quietly``: that the kernel refuses it is no news, for it is one
-        of several, each for another CPU. A module that was refused is not tried again until
+        ``options`` are given to all of them. ``quietly``: that the kernel refuses it is no news, for it is
+        one of several, each for another CPU. A module that was refused is not tried again until
         :meth:`forget_failures`.
         """
         name = name.replace("-", "_")

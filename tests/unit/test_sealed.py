@@ -137,7 +137,7 @@ def test_a_document_cut_anywhere(good: bytes) -> None:
 )
 def test_what_no_path_and_no_command_line_can_hold(text: str, why: str) -> None:
     assert why in damage(parse_config, dump_config(CONFIG._replace(cmdline=f"a{text}b"))).cause
-    changed = INDEX._replace(aliases=((text, "ext4"),))
+    changed = INDEX._replace(aliases=Aliases.of(((text, "ext4"),)))
     assert why in damage(parse_modules, dump_modules(changed)).cause
 
 
