@@ -134,7 +134,7 @@ class Boot(Context):
         self.modules.load_first()
         self.modules.load_all(self.config.drivers_first)
         self.modules.load_all(self.modules.index.preload)
-        self.modules.load_for_devices()
+        self.drivers.look(self.modules)
 
     def trigger(self) -> None:
         """The monitor is opened, and the devices that udevd has not seen are announced to it."""
@@ -150,9 +150,10 @@ class Boot(Context):
                 self.assemblers,
                 self.keyboard,
                 may_open_shell=lambda: self.guard.policy().open,
+                drivers=self.drivers,
             )
         # What appeared before udevd listened has no driver from it: a disk behind a controller, say.
-        self.modules.load_for_devices()
+        self.drivers.look(self.modules)
         udev.trigger_devices()
 
     def wait_for_root(self) -> None:
@@ -176,7 +177,7 @@ class Boot(Context):
     def before_mount(self) -> None:
         """The driver of the root's file system, before the kernel has to ask modprobe for it."""
         if self.root is not None:
-            self.modules.load_for_filesystem(self.root.properties.get("ID_FS_TYPE", ""))
+            self._load_filesystem(self.root)
 
     def mount(self) -> None:
         """The root file system is mounted, unless a person did so in the shell, and what belongs to it."""
@@ -207,6 +208,7 @@ class Boot(Context):
         """udevd and whatever else was started here ends."""
         for stack in self.assemblers:
             stack.forget()
+        self.drivers.finish()
         if self.daemon is not None:
             self.daemon.stop()
             self.daemon = None
@@ -382,11 +384,20 @@ class Boot(Context):
     def _wait_for(self, name: str, spec: devspec.DeviceSpec, timeout: float | None) -> DeviceView:
         """Wait for the device that ``name`` needs; an ``E-DEV`` says all that is known of its absence."""
         assert self.waiter is not None
-        want = Want(name, devspec.describe(spec), lambda known: devspec.resolve(spec, known), timeout)
+        want = Want(
+            name,
+            devspec.describe(spec),
+            lambda known: devspec.resolve(spec, known),
+            timeout,
+            self._load_filesystem,
+        )
         try:
             return self.waiter.wait(want)
         except BootError as error:
             raise self._explain_missing(error, spec) from None
+
+    def _load_filesystem(self, device: DeviceView) -> None:
+        self.modules.load_for_filesystem(device.properties.get("ID_FS_TYPE", ""))
 
     def _mount_root(self) -> None:
         if self.root is None:

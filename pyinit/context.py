@@ -15,6 +15,7 @@ from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import Assembler, Waiter
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
+from pyinit.kernel.drivers import Drivers
 from pyinit.kernel.files import is_mounted, read_if_there
 from pyinit.kernel.keyboard import Keyboard
 from pyinit.kernel.keymap import Keymap
@@ -52,6 +53,7 @@ class Context:
         """The command lines that :attr:`config` was read from."""
         self.config: BootConfig = boot_config()
         self.modules = Modules(sealed.EMPTY_INDEX, self.console)
+        self.drivers = Drivers(self.console)
         self.daemon: UdevDaemon | None = None
         self.waiter: Waiter | None = None
         self.assemblers: list[Assembler] = []

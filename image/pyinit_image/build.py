@@ -34,6 +34,7 @@ from . import (
     stand_in,
     tools,
     udev,
+    unsign,
 )
 from . import hooks as boot_hooks
 from . import layers as layers_module
@@ -68,6 +69,8 @@ class BuildSpec:
     modules: tuple[str, ...] = ()
     devices: Path | None = None
     """The devices of the machine to build for, in mode host; None takes those of this machine."""
+    unsigned_modules: bool = False
+    """Leave out the signatures of modules and the symbols that only debugging needs."""
     compress: str = "zstd"
     format: str = "image"
     """``image``, or ``list``: a directory with the files and a list for the kernel's own build."""
@@ -188,9 +191,13 @@ class _Build:
             raise
         if spec.format == "image":
             compress.check_kernel(spec.compress, self.kernel.config)
+        self.settings = Plan(Sysroot(spec.sysroot))
+        if spec.unsigned_modules:
+            here = Path("/") if os.path.abspath(spec.sysroot) == "/" else None
+            for warning in unsign.check(self.kernel.config, spec.cmdline, here):
+                self.settings.warn(warning)
         release = re.match(r"(\d+)\.(\d+)", self.kernel.release)
         self.summed = release is None or (int(release[1]), int(release[2])) >= SUMMED_SINCE
-        self.settings = Plan(Sysroot(spec.sysroot))
         self.hooks = boot_hooks.read(self.settings.sysroot, spec.hooks)
         self.facts = _facts(spec) if spec.mode == "host" else None
         target = features.Target(
@@ -227,6 +234,7 @@ class _Build:
             "kernel": self.kernel.release,
             "mode": self.spec.mode,
             "modules": self.spec.modules,
+            "unsigned": self.spec.unsigned_modules,
             "wanted": self.wanted,
             "links": base.merged(self.settings.sysroot),
         }
@@ -282,7 +290,10 @@ class _Build:
             for path, target in links
         }
         plan = Plan(sysroot, below)
-        index = kmods.collect(plan, self.kernel, self.spec.mode, self.spec.modules, self.wanted)
+        spec = self.spec
+        index = kmods.collect(
+            plan, self.kernel, spec.mode, spec.modules, self.wanted, strip=spec.unsigned_modules
+        )
         known = frozenset(index.modules) | index.builtin
         notes = {
             "drivers": sorted({driver for _, _, driver in udev.ALLOWED} & known),

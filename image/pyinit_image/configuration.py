@@ -69,6 +69,13 @@ OPTIONS = (
         many=True,
     ),
     Option(
+        "unsigned-modules",
+        "leave out the signatures of kernel modules and the symbols that only debugging needs: they load in "
+        "half of the time, the kernel counts as tainted (E), and with Secure Boot it refuses them",
+        False,
+        flag=True,
+    ),
+    Option(
         "devices",
         "build mode host for the machine that pyinit-image devices wrote this file on",
         metavar="FILE",

@@ -22,7 +22,7 @@ from functools import cached_property
 import zstandard
 
 from pyinit.config.distance import closest
-from pyinit.config.sealed import MODULES_PATH, ModuleEntry, ModuleIndex, dump_modules
+from pyinit.config.sealed import MODULES_PATH, Aliases, ModuleEntry, ModuleIndex, dump_modules
 from pyinit.text import printable
 
 from . import kmodindex
@@ -30,6 +30,7 @@ from .errors import BuildError
 from .kinds import GENERIC, GENERIC_EXCLUDED, MARGIN
 from .plan import Plan
 from .sysroot import Sysroot
+from .unsign import SIGNED, unsigned
 
 #: Suffix of a compressed module, and what the kernel's configuration calls the method.
 COMPRESSED = {".xz": "XZ", ".zst": "ZSTD", ".gz": "GZIP"}
@@ -59,9 +60,6 @@ class Modprobe:
     after: dict[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
 
-
-#: The end of a module with a signature (scripts/sign-file.c).
-SIGNED = b"~Module signature appended~\n"
 
 #: Bytes of signed modules from which on loading one more, for a faster hash, pays for itself: measured, the
 #: kernel tests such a driver for 0.02 s when it is loaded and saves 0.05 s with every megabyte.
@@ -475,9 +473,18 @@ def hash_driver(kernel: Kernel) -> str:
 
 
 def collect(
-    plan: Plan, kernel: Kernel, mode: str, wanted: Sequence[str], others: Sequence[tuple[str, str]] = ()
+    plan: Plan,
+    kernel: Kernel,
+    mode: str,
+    wanted: Sequence[str],
+    others: Sequence[tuple[str, str]] = (),
+    *,
+    strip: bool = False,
 ) -> ModuleIndex:
-    """Add the modules with their firmware, the indexes for kmod, and the index for PID 1."""
+    """Add the modules with their firmware, the indexes for kmod, and the index for PID 1.
+
+    ``strip``: without signatures (:mod:`.unsign`).
+    """
     selected = select(kernel, mode, wanted, others)
     places: dict[str, str] = {}
     plan.source = "modules"
@@ -490,7 +497,10 @@ def collect(
         content = plan.sysroot.read(f"{kernel.directory}/{path}")
         suffix = posixpath.splitext(path)[1]
         plain = decompress(content, suffix, path) if suffix in COMPRESSED else content
-        if suffix in COMPRESSED and suffix not in kernel.decompressors:
+        if strip:
+            plain = content = unsigned(plain, f"{kernel.directory}/{path}")
+            path = path.removesuffix(suffix) if suffix in COMPRESSED else path
+        elif suffix in COMPRESSED and suffix not in kernel.decompressors:
             # The kernel cannot unpack it by itself, and the boot does not run modprobe.
             path, content = path.removesuffix(suffix), plain
         if not plain.startswith(b"\x7fELF"):
@@ -501,7 +511,7 @@ def collect(
             # The parent may come later in the alphabet: its place in the image follows from the same rule.
             above = kernel.modules[parent][0]
             ending = posixpath.splitext(above)[1]
-            unpacked = ending in COMPRESSED and ending not in kernel.decompressors
+            unpacked = ending in COMPRESSED and (strip or ending not in kernel.decompressors)
             parent = f"{kernel.directory}/{above.removesuffix(ending) if unpacked else above}"
         plan.data(f"{kernel.directory}/{path}", content, reason, parent)
         for tag, value in modinfo(plain):
@@ -575,15 +585,22 @@ def _index(
         for name in selected
     }
     # modprobe, too, lets a blacklist hide the aliases of a module, not its name.
-    aliases = sorted(
-        {
-            (pattern, name)
-            for pattern, name in kernel.alias_table
-            if name in modules and name not in kernel.modprobe.blacklist
-        }
-    )
+    aliases = {
+        (pattern, name)
+        for pattern, name in kernel.alias_table
+        if name in modules and name not in kernel.modprobe.blacklist
+    }
     preload = dict.fromkeys(need for name in wanted for need in (*modules[name].needs, name))
-    return ModuleIndex(kernel.directory, modules, tuple(aliases), kernel.builtin, tuple(preload), first)
+    buses = sorted({pattern.partition(":")[0].rstrip("*") for pattern, _ in aliases if ":" in pattern})
+    return ModuleIndex(
+        kernel.directory,
+        modules,
+        Aliases.of(aliases),
+        kernel.builtin,
+        tuple(preload),
+        first,
+        tuple(buses),
+    )
 
 
 def _firmware(plan: Plan, kernel: Kernel, wanted: dict[str, list[str]], places: dict[str, str]) -> None:

@@ -1,6 +1,9 @@
 """The configuration that the builder seals into an image, and the index of its kernel modules.
 
-Both are JSON. The builder writes them with :func:`dump_config` and :func:`dump_modules`; PID 1 reads them
+Both are JSON; of the index, which may name hundreds of modules and thousands of their aliases, PID 1 needs a
+few, so what belongs to one of them is one string there, and is only taken apart when it is needed.
+
+The builder writes them with :func:`dump_config` and :func:`dump_modules`; PID 1 reads them
 with :func:`parse_config` and :func:`parse_modules`, and treats anything unexpected as a damaged image.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from pyinit.errors import BootError
@@ -16,6 +20,8 @@ CONFIG_PATH = "/etc/pyinit/config.json"
 MODULES_PATH = "/usr/lib/pyinit/modules.json"
 SENTINEL_PATH = "/.pyinit-complete"
 SCHEMA = 1
+# Enough to tell the vendors on PCI and USB apart, less than most patterns have before their first wildcard.
+KEY_LENGTH = 13
 
 POLICIES = ("none", "password", "open")
 """Who gets a rescue shell, the strictest first: nobody, who knows the password, whoever sits there."""
@@ -65,24 +71,75 @@ class ModuleEntry(NamedTuple):
     """Parameters from modprobe.d, as finit_module takes them."""
 
 
+class Aliases:
+    """(pattern, module name) pairs: device aliases, ``fs_*`` and the like, underscored, without blanks."""
+
+    def __init__(self, buckets: dict[str, str]) -> None:
+        """``buckets``: what patterns begin with before the first wildcard, at most ``KEY_LENGTH`` characters
+        of it, to the patterns, each followed by its name, with blanks between them all."""
+        self.buckets = buckets
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str]]) -> Aliases:
+        """Make them of pairs."""
+        buckets: dict[str, list[str]] = {}
+        for pattern, name in sorted((underscored(pattern), name) for pattern, name in pairs):
+            buckets.setdefault(_literal_prefix(pattern)[:KEY_LENGTH], []).append(f"{pattern} {name}")
+        return cls({key: " ".join(words) for key, words in buckets.items()})
+
+    def candidates(self, alias: str) -> Iterator[tuple[str, str]]:
+        """Those whose pattern begins as the alias, which is :func:`underscored`, does: it may match."""
+        for length in range(min(len(alias), KEY_LENGTH) + 1):
+            yield from _pairs(self.buckets.get(alias[:length], ""))
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return (pair for _, words in sorted(self.buckets.items()) for pair in _pairs(words))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Aliases) and self.buckets == other.buckets
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
+class _Entries(Mapping[str, ModuleEntry]):
+    """The modules of an image, each taken apart when it is asked for."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self._texts = texts
+
+    def __getitem__(self, name: str) -> ModuleEntry:
+        path, needs, options = self._texts[name].split(" ", 2)
+        return ModuleEntry(path, tuple(needs.split(",")) if needs else (), options)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
 class ModuleIndex(NamedTuple):
     """The kernel modules of the image, with all that modprobe would have looked up resolved at build time."""
 
     directory: str
     """``/usr/lib/modules/<release>``; ``""`` when the image has no modules."""
-    modules: dict[str, ModuleEntry]
+    modules: Mapping[str, ModuleEntry]
     """By module name, written with underscores."""
-    aliases: tuple[tuple[str, str], ...]
-    """(pattern, module name) of those modules: device aliases, ``fs-*`` and the like."""
+    aliases: Aliases
+    """Of those modules."""
     builtin: frozenset[str]
     """Names (underscores) of modules compiled into the kernel."""
     preload: tuple[str, ...]
     """Modules that are loaded at once, before any device was seen."""
     first: tuple[str, ...] = ()
     """Modules that make loading the others faster, on a CPU that can; loaded before all others."""
+    buses: tuple[str, ...] = ()
+    """The buses whose devices these modules drive: nearly every bus is what its aliases start with
+    (Documentation/driver-api/driver-model/bus.rst)."""
 
 
-EMPTY_INDEX = ModuleIndex("", {}, (), frozenset(), ())
+EMPTY_INDEX = ModuleIndex("", {}, Aliases({}), frozenset(), ())
 
 
 def strictest(*policies: str) -> str:
@@ -124,16 +181,19 @@ def parse_modules(data: bytes) -> ModuleIndex:
     """Decode the module index; :class:`BootError` ``E-IMAGE`` says what is wrong with it."""
     raw = _document(data, MODULES_PATH)
     try:
+        entries, aliases = raw["modules"], raw["aliases"]
+        if not all(_string(text).count(" ") >= 2 for text in entries.values()):
+            raise ValueError("a module has not all its parts")
+        if not all(_string(text).count(" ") % 2 for text in aliases.values()):
+            raise ValueError("an alias has no module")
         return ModuleIndex(
             _string(raw["directory"]),
-            {
-                name: ModuleEntry(_string(path), tuple(map(_string, needs)), _string(options))
-                for name, (path, needs, options) in raw["modules"].items()
-            },
-            tuple((_string(pattern), _string(name)) for pattern, name in raw["aliases"]),
-            frozenset(map(_string, raw["builtin"])),
+            _Entries(entries),
+            Aliases(aliases),
+            frozenset(_string(raw["builtin"]).split()),
             tuple(map(_string, raw["preload"])),
             tuple(map(_string, raw["first"])),
+            tuple(map(_string, raw["buses"])),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         _damaged(MODULES_PATH, f"{type(error).__name__}: {error}")
@@ -145,13 +205,36 @@ def dump_modules(index: ModuleIndex) -> bytes:
         {
             "schema": SCHEMA,
             "directory": index.directory,
-            "modules": index.modules,
-            "aliases": index.aliases,
-            "builtin": sorted(index.builtin),
+            "modules": {
+                name: f"{entry.path} {','.join(entry.needs)} {entry.options}"
+                for name, entry in index.modules.items()
+            },
+            "aliases": index.aliases.buckets,
+            "builtin": " ".join(sorted(index.builtin)),
             "preload": index.preload,
             "first": index.first,
+            "buses": index.buses,
         }
     )
+
+
+def underscored(alias: str) -> str:
+    """With underscores for dashes, except within brackets: kmod tells neither from the other."""
+    if "-" not in alias:
+        return alias
+    return re.sub(r"\[[^]]*\]|-", lambda match: match[0] if match[0] != "-" else "_", alias)
+
+
+def _literal_prefix(pattern: str) -> str:
+    for position, character in enumerate(pattern):
+        if character in "*?[":
+            return pattern[:position]
+    return pattern
+
+
+def _pairs(words: str) -> Iterator[tuple[str, str]]:
+    each = iter(words.split(" ") if words else ())
+    return zip(each, each, strict=True)
 
 
 def _encode(value: dict[str, object]) -> bytes:

@@ -17,6 +17,7 @@ from pyinit.devices.udev import Devices, UdevDaemon, trigger_devices
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
+from pyinit.kernel.drivers import Drivers
 from pyinit.kernel.keyboard import Keyboard
 from pyinit.kernel.process import Children
 from pyinit.record import now
@@ -45,6 +46,8 @@ class Want(NamedTuple):
     """The devices that satisfy it among those known; more than one means that it is ambiguous."""
     timeout: float | None
     """Seconds until it expires; None: never."""
+    prepare: Callable[[DeviceView], None] = lambda device: None
+    """Called once with a device that satisfies it, which may have to be held back for others."""
 
 
 class ShellWanted(Exception):
@@ -101,8 +104,12 @@ class Waiter:
         assemblers: Sequence[Assembler] = (),
         keyboard: Keyboard | None = None,
         may_open_shell: Callable[[], bool] = lambda: False,
+        drivers: Drivers | None = None,
     ) -> None:
-        """``may_open_shell``: whether keys are read, one of which asks for a shell."""
+        """``may_open_shell``: whether keys are read, one of which asks for a shell.
+
+        ``drivers``: by which devices may still come.
+        """
         self._devices = devices
         self._daemon = daemon
         self._children = children
@@ -110,6 +117,7 @@ class Waiter:
         self._assemblers = assemblers
         self._keyboard = keyboard or Keyboard()
         self._may_open_shell = may_open_shell
+        self._drivers = drivers or Drivers(console)
         self.known: dict[str, DeviceView] = {}
         self._coldplugged = False
         self._progress: Progress | None = None
@@ -117,8 +125,8 @@ class Waiter:
     def wait(self, want: Want) -> DeviceView:
         """Return the device that satisfies ``want``, the moment udevd has processed it.
 
-        While other block devices are known to be on their way through udevd it is held back for at most
-        ``OTHERS_GRACE`` seconds, so that a second device that matches is seen.
+        It is held back, so that a second device that matches is seen, while drivers are being loaded, and for
+        at most ``OTHERS_GRACE`` seconds while other block devices are known to be on their way through udevd.
 
         Raises :class:`BootError`: ``E-DEV`` when the want expires, ``E-AMBIG`` when several devices satisfy
         it, ``E-UDEV`` when udevd cannot be kept running; :class:`ShellWanted` when a person asks for a shell.
@@ -136,10 +144,12 @@ class Waiter:
         poll = select.poll()
         poll.register(self._devices.fileno(), select.POLLIN)
         poll.register(self._children.watch(), select.POLLIN)
+        poll.register(self._drivers.fileno(), select.POLLIN)
         deadline = None if want.timeout is None else asked + want.timeout
         notice = asked + PATIENCE
         coldplug = asked + FULL_COLDPLUG
         grace = inf
+        prepared = False
         if self._daemon.restart_if_dead():
             self._reopen(poll)
             trigger_devices(everything=self._coldplugged)
@@ -161,8 +171,12 @@ class Waiter:
             if held:
                 self._end_progress()
             found = [] if held else want.resolve(self._initialized())
-            grace = min(grace, moment + OTHERS_GRACE) if found else inf
-            if len(found) > 1 or (found and (moment >= grace or not self._others_pending())):
+            if len(found) == 1 and not prepared:
+                prepared = True
+                want.prepare(found[0])
+            busy = self._drivers.busy
+            grace = min(grace, moment + OTHERS_GRACE) if found and not busy else inf
+            if len(found) > 1 or (found and not busy and (moment >= grace or not self._others_pending())):
                 outcome = "satisfied" if len(found) == 1 else "ambiguous"
                 by = ", ".join(printable(view.node) for view in found)
                 entry.update(ended=now(), outcome=outcome, by=by, event=event)
@@ -210,6 +224,8 @@ class Waiter:
             if self._daemon.restart_if_dead():
                 action = self._reopen(poll)
                 trigger_devices(everything=self._coldplugged)
+        if self._drivers.fileno() in ready:
+            self._drivers.woken()
         if self._devices.fileno() in ready:
             counters = self._console.record.data["events"]
             try:
@@ -260,6 +276,8 @@ class Waiter:
             )
         present = [view.node for view in self.known.values() if view.node]
         missing = ["block devices: " + (", ".join(sorted(map(printable, present))) or "none")]
+        if loading := self._drivers.loading():
+            missing.append(f"loading the driver {loading}")
         for stack in self._assemblers:
             missing += (f"{stack.name}: {line}" for line in stack.waits_for())
         left = None if deadline is None else max(0.0, deadline - moment)

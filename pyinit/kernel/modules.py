@@ -7,14 +7,13 @@ finit_module(2) for each file. The kernel's own requests still go through /sbin/
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from errno import EEXIST
 from fnmatch import fnmatchcase
 from stat import S_IFCHR
 
 from pyinit.config.cmdline import Word
-from pyinit.config.sealed import ModuleIndex
+from pyinit.config.sealed import ModuleIndex, underscored
 from pyinit.kernel.console import Console
 from pyinit.kernel.syscalls import MODULE_INIT_COMPRESSED_FILE, finit_module
 from pyinit.record import now
@@ -26,9 +25,12 @@ from pyinit.text import printable
 _STATIC_NODES = (("btrfs", "/dev/btrfs-control", 234),)
 _MISC_MAJOR = 10
 
+# A parameter of every module (Documentation/admin-guide/kernel-parameters.txt): that its driver may probe by
+# and by. Loading it does not wait for the devices of other drivers, either, which is what matters here: a
+# file system has none of its own.
+_NO_WAITING = "async_probe"
+
 _COMPRESSED = (".xz", ".zst", ".gz")
-_WILDCARDS = "*?["
-_DASH = re.compile(r"\[[^]]*\]|-")
 
 
 class Modules:
@@ -50,15 +52,15 @@ class Modules:
         self._options = _command_line_options(words)
         self._blacklist = {name.replace("-", "_") for name in blacklist}
         self._done: dict[str, bool] = {}
-        self._buckets: dict[str, list[tuple[str, str]]] | None = None
-        # Nearly every bus is what its aliases start with (Documentation/driver-api/driver-model/bus.rst).
-        self._buses = sorted({pattern.partition(":")[0].rstrip("*") for pattern, _ in index.aliases})
+        self.inserting = ""
+        """The module that the kernel was given last, printable."""
 
-    def load(self, name: str, *, quietly: bool = False) -> bool:
+    def load(self, name: str, options: str = "", *, quietly: bool = False) -> bool:
         """Load a module and what it needs; False when it is not in the image or the kernel refused it.
 
-        ``quietly``: that the kernel refuses it is no news, for it is one of several, each for another CPU.
-        A module that was refused is not tried again until :meth:`forget_failures`.
+        ``options`` are given to all of them. ``quietly``: that the kernel refuses it is no news, for it is
+        one of several, each for another CPU. A module that was refused is not tried again until
+        :meth:`forget_failures`.
         """
         name = name.replace("-", "_")
         if name in self._done:
@@ -72,8 +74,8 @@ class Modules:
         # itself refuses the module with "Unknown symbol".
         for need in entry.needs:
             if need not in self._done and need in self.index.modules and need not in self._blacklist:
-                self._insert(need, self._console.debug)
-        return self._insert(name, self._console.debug if quietly else self._console.warning)
+                self._insert(need, self._console.debug, options)
+        return self._insert(name, self._console.debug if quietly else self._console.warning, options)
 
     def load_all(self, names: Iterable[str]) -> None:
         """Load several modules."""
@@ -89,26 +91,17 @@ class Modules:
     def load_for_filesystem(self, fstype: str) -> None:
         """Load what the kernel would ask modprobe for (``fs-<type>``) before it has to."""
         for name in self.matching(f"fs-{fstype}"):
-            self.load(name)
+            self.load(name, _NO_WAITING)
 
     def forget_failures(self) -> None:
         """Let modules that were refused be tried again."""
-        self._done = {name: True for name, loaded in self._done.items() if loaded}
+        # Not the table itself: the thread that loads drivers may add to it meanwhile.
+        self._done = {name: True for name, loaded in list(self._done.items()) if loaded}
 
     def matching(self, alias: str) -> list[str]:
         """The modules of the image that claim a device (its ``modalias``) or another alias."""
-        if self._buckets is None:
-            self._buckets = {}
-            for pattern, name in self.index.aliases:
-                pattern = _underscored(pattern)
-                self._buckets.setdefault(_literal_prefix(pattern), []).append((pattern, name))
-        alias = _underscored(alias)
-        return [
-            name
-            for length in range(len(alias) + 1)
-            for pattern, name in self._buckets.get(alias[:length], ())
-            if fnmatchcase(alias, pattern)
-        ]
+        alias = underscored(alias)
+        return [name for pattern, name in self.index.aliases.candidates(alias) if matches(alias, pattern)]
 
     def create_static_nodes(self) -> None:
         """Make the nodes by which modules of this image are loaded on demand, as kmod-static-nodes does."""
@@ -123,20 +116,18 @@ class Modules:
         """Load the drivers of all devices present that have none, until no new device comes of it."""
         tried: set[str] = set()
         while True:
+            present = set(driverless_modaliases(self.index.buses)) - tried
             found = [
-                name
-                for alias in driverless_modaliases(self._buses)
-                if alias not in tried
-                for name in self.matching(alias)
-                if name not in self._done
+                name for alias in sorted(present) for name in self.matching(alias) if name not in self._done
             ]
             if not found:
                 return
-            tried.update(driverless_modaliases(self._buses))
+            tried |= present
             self.load_all(found)
 
-    def _insert(self, name: str, say: Callable[[str], None]) -> bool:
+    def _insert(self, name: str, say: Callable[[str], None], more: str = "") -> bool:
         entry = self.index.modules[name]
+        self.inserting = printable(name)
         begin = now()
         if self._is_live(name):
             # udevd was first. The kernel would say so, too, but only after it had read the whole file.
@@ -146,7 +137,7 @@ class Modules:
         try:
             fd = os.open(f"{self.index.directory}/{entry.path}", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                options = " ".join(filter(None, (entry.options, self._options.get(name, ""))))
+                options = " ".join(filter(None, (entry.options, self._options.get(name, ""), more)))
                 flags = MODULE_INIT_COMPRESSED_FILE if entry.path.endswith(_COMPRESSED) else 0
                 self._load(fd, options, flags)
             finally:
@@ -161,6 +152,28 @@ class Modules:
         if self._done[name] and self._console.verbose:
             self._console.debug(f"module {printable(name)}: {result}")
         return self._done[name]
+
+
+def matches(alias: str, pattern: str) -> bool:
+    """Whether a pattern of modules.alias matches, as fnmatch(3) has it.
+
+    Nearly all patterns have no other wildcard than ``*``; compiling a regular expression for each of them, as
+    :mod:`fnmatch` does, takes longer than loading some modules.
+    """
+    first, *others = pattern.split("*")
+    if "?" in pattern or "[" in pattern:
+        return fnmatchcase(alias, pattern)
+    if not alias.startswith(first):
+        return False
+    if not others:
+        return alias == pattern
+    place = len(first)
+    for part in others[:-1]:
+        place = alias.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return len(alias) - len(others[-1]) >= place and alias.endswith(others[-1])
 
 
 def _is_live(name: str) -> bool:
@@ -194,20 +207,6 @@ def _list(path: str) -> list[str]:
         return sorted(os.listdir(path))
     except OSError:
         return []
-
-
-def _underscored(alias: str) -> str:
-    """With underscores for dashes, except within brackets: kmod tells neither from the other."""
-    if "-" not in alias:
-        return alias
-    return _DASH.sub(lambda match: match[0] if match[0] != "-" else "_", alias)
-
-
-def _literal_prefix(pattern: str) -> str:
-    for position, character in enumerate(pattern):
-        if character in _WILDCARDS:
-            return pattern[:position]
-    return pattern
 
 
 def _command_line_options(words: Iterable[Word]) -> dict[str, str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from errno import EEXIST, ENODEV, ENOENT
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyinit.config.cmdline import parse
-from pyinit.config.sealed import ModuleEntry, ModuleIndex
+from pyinit.config.sealed import Aliases, ModuleEntry, ModuleIndex
 from pyinit.kernel.console import Console
-from pyinit.kernel.modules import Modules
+from pyinit.kernel.modules import Modules, matches
 from pyinit.record import Record
 
 
@@ -57,7 +60,7 @@ def index(tmp_path: Path) -> ModuleIndex:
         ("virtio:d00000002v*", "virtio_blk"),
         ("pci:v*d*sv*sd*bc01sc06i01*", "ext4"),
     )
-    return ModuleIndex(str(tmp_path), modules, aliases, frozenset({"vfat"}), ())
+    return ModuleIndex(str(tmp_path), modules, Aliases.of(aliases), frozenset({"vfat"}), ())
 
 
 def make(index: ModuleIndex, kernel: Kernel, line: bytes = b"", blacklist: tuple[str, ...] = ()) -> Modules:
@@ -162,3 +165,19 @@ def test_a_refusal_is_told_once_and_tried_again_after_forgetting(
 )
 def test_aliases(alias: str, names: list[str], index: ModuleIndex, kernel: Kernel) -> None:
     assert make(index, kernel).matching(alias) == names
+
+
+_PATTERNS = st.text("ab:*?[]", min_size=1, max_size=20)
+
+
+@given(st.lists(st.tuples(_PATTERNS, st.sampled_from(["one", "two"]))), st.text("ab:", max_size=20))
+def test_an_alias_finds_what_every_pattern_alone_would(pairs: list[tuple[str, str]], alias: str) -> None:
+    found = Modules(
+        ModuleIndex("", {}, Aliases.of(pairs), frozenset(), ()), Console(Record("1", "6"))
+    ).matching(alias)
+    assert sorted(found) == sorted(name for pattern, name in pairs if fnmatchcase(alias, pattern))
+
+
+@given(st.text("ab*", max_size=12), st.text("ab", max_size=12))
+def test_patterns_are_those_of_fnmatch(pattern: str, alias: str) -> None:
+    assert matches(alias, pattern) == fnmatchcase(alias, pattern)

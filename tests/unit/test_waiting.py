@@ -15,6 +15,7 @@ from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import Waiter, Want
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
+from pyinit.kernel.drivers import Drivers
 from pyinit.kernel.process import Children
 from pyinit.record import Record
 
@@ -79,15 +80,42 @@ def with_uuid(uuid: str) -> Callable[[Collection[DeviceView]], list[DeviceView]]
     return lambda known: [view for view in known if view.properties["ID_FS_UUID"] == uuid]
 
 
-def wait(devices: FakeDevices, timeout: float | None = 0.0) -> tuple[DeviceView, Record]:
+class FakeDrivers:
+    """Drivers that are loaded once so many wake-ups have come."""
+
+    def __init__(self, wakeups: int) -> None:
+        self.busy = wakeups > 0
+        self.wakeups = wakeups
+        self._reader, self._writer = os.pipe()
+        os.write(self._writer, b"x" * wakeups)
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def loading(self) -> str:
+        return "ahci" if self.busy else ""
+
+    def woken(self) -> None:
+        os.read(self._reader, 1)
+        self.wakeups -= 1
+        self.busy = self.wakeups > 0
+
+
+def wait(
+    devices: FakeDevices,
+    timeout: float | None = 0.0,
+    drivers: FakeDrivers | None = None,
+    prepare: Callable[[DeviceView], None] = lambda device: None,
+) -> tuple[DeviceView, Record]:
     record = Record("1", "6")
     waiter = Waiter(
         cast(Devices, devices),
         cast(UdevDaemon, FakeDaemon()),
         cast(Children, FakeChildren()),
         Console(record),
+        drivers=cast(Drivers | None, drivers),
     )
-    return waiter.wait(Want("root", "UUID=a", with_uuid("a"), timeout)), record
+    return waiter.wait(Want("root", "UUID=a", with_uuid("a"), timeout, prepare)), record
 
 
 def test_a_device_that_is_there_satisfies_at_once() -> None:
@@ -129,6 +157,31 @@ def test_a_copy_that_is_still_on_its_way_is_not_overlooked() -> None:
     devices.kernel_names = ["loop0", "vda", "vdb2"]
     with pytest.raises(BootError, match="E-AMBIG 2 devices"):
         wait(devices)
+
+
+def test_a_copy_behind_a_driver_that_is_still_being_loaded_is_not_overlooked() -> None:
+    drivers, prepared = FakeDrivers(2), []
+    devices = FakeDevices([disk("vda", "a")])
+    devices.kernel_names = ["vda", "sdb2"]
+    original = drivers.woken
+
+    def woken() -> None:
+        original()
+        if not drivers.busy:
+            devices.batches.append([("add", disk("sdb2", "a"))])
+            os.write(devices._writer, b"x")
+
+    drivers.woken = woken  # type: ignore[method-assign]
+    with pytest.raises(BootError, match="E-AMBIG 2 devices"):
+        wait(devices, None, drivers, prepared.append)
+    assert not drivers.busy
+    assert [view.name for view in prepared] == ["vda"]
+
+
+def test_a_device_is_prepared_once_and_used_when_drivers_are_loaded() -> None:
+    drivers, prepared = FakeDrivers(3), []
+    view, _ = wait(FakeDevices([disk("vda", "a")]), None, drivers, prepared.append)
+    assert not drivers.busy and prepared == [view]
 
 
 def test_a_device_that_udevd_never_processes_does_not_hold_up_the_boot() -> None:

@@ -117,6 +117,7 @@ def _spec(options: argparse.Namespace, settings: configuration.Settings) -> Buil
         mode=mode,
         devices=Path(devices) if devices else None,
         modules=configuration.values(settings, "module"),
+        unsigned_modules=bool(settings["unsigned-modules"][0].value),
         compress=configuration.value(settings, "compress"),
         format=configuration.value(settings, "format"),
         microcode=configuration.value(settings, "microcode"),
