@@ -110,6 +110,15 @@ class Modules:
             if fnmatchcase(alias, pattern)
         ]
 
+    def why_not(self, name: str) -> str:
+        """In words, why a module that claims a device does not drive it."""
+        if name in self._blacklist:
+            return "forbidden by rd.driver.blacklist="
+        results = [entry["result"] for entry in self._console.record.data["modules"] if entry["name"] == name]
+        if results and results[-1] not in ("loaded", "present"):
+            return f"refused by the kernel: {printable(results[-1])}"
+        return "loaded, and does not take it" if self._is_live(name) else "not loaded"
+
     def create_static_nodes(self) -> None:
         """Make the nodes by which modules of this image are loaded on demand, as kmod-static-nodes does."""
         for name, node, minor in _STATIC_NODES:
@@ -172,8 +181,20 @@ def _is_live(name: str) -> bool:
         return False
 
 
+def claims(pattern: str, alias: str) -> bool:
+    """Whether a device's ``modalias`` is one that a module's pattern means."""
+    # Of thousands of patterns only those are made into regular expressions that begin as the alias does.
+    return alias.startswith(_literal_prefix(pattern)) and fnmatchcase(alias, pattern)
+
+
 def driverless_modaliases(buses: Collection[str]) -> Iterator[str]:
     """The ``modalias`` of every device on these buses that no driver has claimed."""
+    for _, alias in driverless_devices(buses):
+        yield alias
+
+
+def driverless_devices(buses: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The name (``0000:00:1f.2``) and ``modalias`` of every device on these buses that has no driver."""
     for bus in buses:
         devices = f"/sys/bus/{bus}/devices"
         for device in _list(devices):
@@ -186,7 +207,7 @@ def driverless_modaliases(buses: Collection[str]) -> Iterator[str]:
             except OSError:
                 continue
             if alias:
-                yield alias.decode("ascii", "backslashreplace")
+                yield device, alias.decode("ascii", "backslashreplace")
 
 
 def _list(path: str) -> list[str]:
@@ -204,9 +225,8 @@ def _underscored(alias: str) -> str:
 
 
 def _literal_prefix(pattern: str) -> str:
-    for position, character in enumerate(pattern):
-        if character in _WILDCARDS:
-            return pattern[:position]
+    for wildcard in _WILDCARDS:
+        pattern = pattern.partition(wildcard)[0]
     return pattern
 
 

@@ -65,8 +65,8 @@ def test_any_meminfo_is_read(data: bytes) -> None:
 def test_a_report_hides_secrets() -> None:
     text = compose(["E-DEV x"], record(), (), None).decode("ascii")
     assert "hunter2" not in text
-    assert f"root=LABEL=x rd.luks.password={HIDDEN}" in text
-    assert text.startswith("--- failure\nE-DEV x\n--- kernel command line\n")
+    assert f"in effect: root=LABEL=x rd.luks.password={HIDDEN}" in text
+    assert text.startswith("--- failure\nE-DEV x\n--- system\n")
     assert {"timeline", "mounts", "kernel log", "processes"} <= set(re.findall(r"^--- (.*)$", text, re.M))
 
 
