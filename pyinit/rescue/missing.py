@@ -66,10 +66,10 @@ def missing_device(
         if view.properties.get("ID_FS_TYPE") == "crypto_LUKS" and uuid.replace("-", "") not in opened:
             advice.append(f"It may be inside the encrypted volume: pyinit set rd.luks.uuid={printable(uuid)}")
     right = _name(near[0][0]) if near else "UUID=..."
+    correct = f"Correct the line for {printable(name)} in /sysroot/etc/fstab, then leave the shell."
     if name in _WORDS:
-        advice.append(f"Correct it here: pyinit set {_WORDS[name]}={right}, then leave the shell.")
-    else:
-        advice.append(f"Correct the line for {printable(name)} in /sysroot/etc/fstab, then leave the shell.")
+        correct = f"Correct it here: pyinit set {_WORDS[name]}={right}, then leave the shell."
+    advice.insert(0 if near else len(advice), correct)
     advice.append("If the device only needs longer: rd.timeout=SECONDS, or rootwait for ever.")
     events = record["events"]["read"]
     tried = (f"waited for udev to announce {devspec.describe(spec)}; {events} events came",)

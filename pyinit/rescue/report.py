@@ -31,7 +31,7 @@ _BUSES = ("pci", "usb", "virtio", "scsi", "vmbus", "xen")
 # Words whose value may open something: name=value up to a blank or a comma, in a command line or mount
 # options, and the user part of an URL. A name is looked at from its start only, and what has matched is not
 # given back: somebody else wrote the line, and the time must not grow with the square of its length.
-_NAME = r"""(?<![\w.-]) (?= [\w.-]*? (?: passw(?:or)?d | passphrase | secret | token | credential | \bpwd ) )
+_NAME = r"""(?<![\w.-]) (?= [\w.-]*? (?: passw(?:or)?d | passphrase | secret | token | credential | \bpwd | \bpsk ) )
     [\w.-]++"""
 _SIGN = r"""["']?+ \s*+ [=:]"""
 # Quotes protect blanks around a word or anywhere in it, and the last one may be missing (the kernel's rules).
@@ -40,7 +40,7 @@ _SECRET = re.compile(
         | ( {_NAME} {_SIGN} (?: (?!\s) | \s++ (?! {_NAME} {_SIGN} ) ) )
           (?: "[^"]*+ (?:"|$) | '[^']*+ (?:'|$) | [^\s,"'] )++"""
 )
-_URL = re.compile(r"(://|//)[^/\s@:]+:[^/\s@]+@")
+_URL = re.compile(r"(://|//|\biscsi:)[^/\s@:]+:[^/\s@]+@")
 HIDDEN = "(hidden)"
 
 

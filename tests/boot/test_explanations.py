@@ -124,8 +124,8 @@ def test_one_mistake_after_the_other(
         rf"          nearest: /dev/vda1: its UUID {uuid} differs in 1 character",
         r"          without a driver: PCI 0000:00:1f\.2 \[8086:2922\]: ahci would claim it, and is not in "
         "this image",
-        "  to do:  A driver may be missing: build the image with --module ahci, or --mode generic.",
-        f"          Correct it here: pyinit set root=UUID={uuid}, then leave the shell.",
+        f"  to do:  Correct it here: pyinit set root=UUID={uuid}, then leave the shell.",
+        "          A driver may be missing: build the image with --module ahci, or --mode generic.",
         "          If the device only needs longer: rd.timeout=SECONDS, or rootwait for ever.",
     )
     shell.check("pyinit set root=LABEL=empty")
@@ -152,7 +152,7 @@ def test_one_mistake_after_the_other(
         "  tried:  mount -t ext2 -o ro,nonsense=1 /dev/vda1 /sysroot: Invalid argument",
         "          mount -t ext4 -o ro,nonsense=1 /dev/vda1 /sysroot: Invalid argument",
     ]
-    assert "  found:  /dev/vda1 holds ext4, as udev sees it" in lines
+    assert "  found:  /dev/vda1 holds ext4 as udev sees it, not ext2" in lines
     assert any(re.match(r" +kernel: .*: Unknown parameter 'nonsense'", line) for line in lines)
     assert lines[-1] == (
         "  to do:  Check rootflags= and rootfstype=; the file system may be damaged: check it with fsck."
