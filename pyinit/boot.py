@@ -169,7 +169,7 @@ class Boot(Context):
                     Want("root", "any block device, to name them", lambda known: [], LOOK_AROUND)
                 )
             except BootError as error:
-                raise self._explain_missing(error, None) from None
+                raise self._explain_missing(error, "root", None) from None
         else:
             self.root = self._wait_for("root", self.spec, self.config.timeout)
             self.console.info(f"root is {describe(self.root)}")
@@ -321,6 +321,8 @@ class Boot(Context):
 
                     self.console.notice(f"before {name}: {memdebug.write(name, self.config.memdebug)}")
                 entry = self.record.add("stages", name=name, start=now(), end=now(), outcome="running")
+                if self.report:
+                    self.report.send("stage", {"name": name})
                 if name != "cmdline":
                     self._call_hooks(name)
                 stage()
@@ -333,12 +335,13 @@ class Boot(Context):
                 if self._must_start_again():
                     return False
                 continue
-            except BaseException as exception:
+            except BaseException as caught:
+                exception = self._explain_silence(caught)
                 if entry:
                     code = exception.code if isinstance(exception, BootError) else "E-INTERNAL"
                     entry.update(end=now(), outcome=code)
                 self.guard.fail(name, exception)
-                if self._must_start_again():
+                if self._must_start_again(isinstance(exception, BootError) and exception.code == "E-IO"):
                     return False
                 continue
             entry.update(end=now(), outcome="done")
@@ -362,12 +365,26 @@ class Boot(Context):
         )
         hooks.call(function, names, self._hooks_done, facts, self.children, self.console)
 
-    def _must_start_again(self) -> bool:
-        """After a person was at work: whether what they changed has to be gone through from the beginning."""
+    def _explain_silence(self, exception: BaseException) -> BaseException:
+        """``E-IO`` in place of what failed because the device of the mounted root no longer answers."""
+        try:
+            if isinstance(exception, switch_root.Stranded) or not is_mounted(SYSROOT):
+                return exception
+            from pyinit.rescue.missing import silent_root
+
+            return silent_root(exception, self.root) or exception
+        except BaseException:
+            return exception  # No memory, perhaps: the first failure is what counts.
+
+    def _must_start_again(self, broken: bool = False) -> bool:
+        """After a person was at work: whether what they changed has to be gone through from the beginning.
+
+        ``broken``: the root that is mounted cannot be used any more.
+        """
         self.modules.forget_failures()
         mounted = is_mounted(SYSROOT)
         changed = self.changed_command_line()
-        if changed and mounted and self.mounted_here:
+        if (changed or broken) and mounted and self.mounted_here:
             # Lazily: somebody may still look at it.
             try:
                 umount2(SYSROOT, MNT_DETACH)
@@ -379,7 +396,7 @@ class Boot(Context):
             self.root = None
             self.mounted_here = False
         closed, self.closed = self.closed, False
-        return changed or (not mounted and (closed or self.init is not None))
+        return changed or broken or (not mounted and (closed or self.init is not None))
 
     def _wait_for(self, name: str, spec: devspec.DeviceSpec, timeout: float | None) -> DeviceView:
         """Wait for the device that ``name`` needs; an ``E-DEV`` says all that is known of its absence."""
@@ -394,7 +411,7 @@ class Boot(Context):
         try:
             return self.waiter.wait(want)
         except BootError as error:
-            raise self._explain_missing(error, spec) from None
+            raise self._explain_missing(error, name, spec) from None
 
     def _load_filesystem(self, device: DeviceView) -> None:
         self.modules.load_for_filesystem(device.properties.get("ID_FS_TYPE", ""))
@@ -455,7 +472,7 @@ class Boot(Context):
                 advice=("Open it by hand and mount the root on /sysroot, or set another root=.",),
             )
 
-    def _explain_missing(self, error: BootError, spec: devspec.DeviceSpec | None) -> BootError:
+    def _explain_missing(self, error: BootError, name: str, spec: devspec.DeviceSpec | None) -> BootError:
         """What stands behind an ``E-DEV``: what is there, and what is not; another error as it is."""
         if error.code != "E-DEV":
             return error
@@ -464,9 +481,8 @@ class Boot(Context):
         known = list(self.known())
         if spec is None:
             return no_root_given(self.record.data["cmdline"], known)
-        events = self.record.data["events"]["read"]
         waiting = [f"{stack.name}: {line}" for stack in self.assemblers for line in stack.waits_for()]
-        return missing_device(error.cause, spec, known, self.modules, events, waiting)
+        return missing_device(error.cause, name, spec, known, self.modules, self.record.data, waiting)
 
 
 def _write_blacklist(names: Collection[str]) -> None:

@@ -17,6 +17,7 @@ CODES: dict[str, str] = {
     "E-LUKS-CIPHER": "the header of an encrypted volume says that it is not encrypted",
     "E-OOM-KDF": "there is not enough memory to derive the key of an encrypted volume",
     "E-MOUNT": "a file system cannot be mounted",
+    "E-IO": "the root file system was mounted, and now its device does not answer",
     "E-USR": "/usr, which is a file system of its own, cannot be mounted",
     "E-ROOTFS": "what was mounted does not look like a root file system",
     "E-INIT": "the new root has no init that can be executed",

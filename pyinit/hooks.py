@@ -126,7 +126,7 @@ def call(
 def _forget(hook: str) -> None:
     """Let the next import read the file again: a person may correct it in the rescue shell."""
     sys.modules.pop(f"{PACKAGE}.{hook}", None)
-    importlib.invalidate_caches()
+    # Not importlib.invalidate_caches(): from Python 3.14 on it needs importlib.metadata, which no image has.
     sys.path_importer_cache.pop(DIRECTORY, None)
 
 

@@ -12,6 +12,7 @@ import os
 from binascii import crc32
 
 from pyinit.kernel.terminal import write_patiently
+from pyinit.record import now
 
 
 def frame(kind: str, facts: dict[str, object]) -> bytes:
@@ -27,7 +28,10 @@ class Reporter:
         self._device = device
 
     def send(self, kind: str, facts: dict[str, object]) -> None:
-        """Send one frame, opening the device anew: it may be another node than before."""
+        """Send one frame, opening the device anew: it may be another node than before.
+
+        ``at`` is added: microseconds of CLOCK_MONOTONIC.
+        """
         if not self._device:
             return
         try:
@@ -37,5 +41,5 @@ class Reporter:
         # Only a terminal: a mistyped device name must never be written over.
         if os.isatty(fd):
             # A leading line end closes whatever a firmware or a boot loader left on the line.
-            write_patiently(fd, b"\n" + frame(kind, facts))
+            write_patiently(fd, b"\n" + frame(kind, {"at": now(), **facts}))
         os.close(fd)

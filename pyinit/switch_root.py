@@ -189,14 +189,16 @@ def resolve_init(root: str, requested: str | None, candidates: Sequence[str] = C
     wrote it wants to know. BootError E-INIT lists every candidate with the reason.
     """
     refused: list[str] = []
+    reason: NotExecutable | None = None
     wanted = [requested] if requested else list(candidates)
     for path in wanted:
         try:
             program = _check_init(root, path)
         except NotExecutable as error:
             refused.append(f"{printable(path)} {error}")
+            reason = reason or error
         else:
-            passed = tuple(f"{reason}; {printable(path)} is used instead" for reason in refused)
+            passed = tuple(f"{why}; {printable(path)} is used instead" for why in refused)
             return InitChoice(path, program.path, passed + program.warnings, tuple(candidates))
     others = [path for path in candidates if path != requested and requested and _can_be_init(root, path)]
     if others:
@@ -215,7 +217,7 @@ def resolve_init(root: str, requested: str | None, candidates: Sequence[str] = C
         if requested
         else "the new root has no init that can be executed"
     )
-    raise BootError("E-INIT", cause, tried=tuple(refused), found=(found,), advice=advice)
+    raise BootError("E-INIT", cause, tried=tuple(refused), found=(found,), advice=advice) from reason
 
 
 def check_guards(root: str, mounts: Iterable[Mount]) -> None:

@@ -15,14 +15,22 @@ import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import zstandard
 
 from pyinit.config.distance import closest
-from pyinit.config.sealed import MODULES_PATH, Aliases, ModuleEntry, ModuleIndex, dump_modules
+from pyinit.config.sealed import (
+    DRIVERS_PATH,
+    MODULES_PATH,
+    Aliases,
+    ModuleEntry,
+    ModuleIndex,
+    dump_drivers,
+    dump_modules,
+)
 from pyinit.text import printable
 
 from . import kmodindex
@@ -34,6 +42,22 @@ from .unsign import SIGNED, unsigned
 
 #: Suffix of a compressed module, and what the kernel's configuration calls the method.
 COMPRESSED = {".xz": "XZ", ".zst": "ZSTD", ".gz": "GZIP"}
+
+#: The devices whose absent drivers an explanation can name, and where the drivers are below kernel/drivers/.
+DISK_ALIASES = ("pci:", "virtio:", "vmbus:", "xen:", "scsi:t-", "usb:v*")
+DISK_DRIVERS = (
+    "ata/",
+    "block/",
+    "message/",
+    "mmc/host/",
+    "nvme/host/",
+    "pci/controller/",
+    "scsi/",
+    "ufs/",
+    "usb/host/",
+    "usb/storage/",
+    "virtio/",
+)
 
 REGENERATE = "Write it again with depmod in the target system, or install its kernel package again."
 
@@ -537,11 +561,28 @@ def collect(
     plan.source = "modules"
     index = _index(kernel, selected, places, [name for word in wanted for name in kernel.find(word)], first)
     plan.data(MODULES_PATH, dump_modules(index), "loading order and aliases of the modules, for pyinit")
+    plan.data(
+        DRIVERS_PATH,
+        dump_drivers(absent_drivers(kernel, places)),
+        "names the driver when a disk does not appear",
+    )
     for name, data in kmod_files(kernel, places).items():
         plan.data(f"{kernel.directory}/{name}", data, "module look-up of modprobe and udevd")
     for place in kernel.modprobe.files:
         plan.file(place, "module options for modprobe and udevd")
     return index
+
+
+def absent_drivers(kernel: Kernel, places: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """The drivers of disks and their controllers that are not in the image: module to device aliases."""
+    found: dict[str, list[str]] = {}
+    for pattern, name in kernel.alias_table:
+        if name in places or not pattern.startswith(DISK_ALIASES) or not pattern.isascii():
+            continue
+        path = kernel.modules.get(name, ("", ()))[0]
+        if path.removeprefix("kernel/drivers/").startswith(DISK_DRIVERS):
+            found.setdefault(name, []).append(pattern)
+    return {name: tuple(sorted(patterns)) for name, patterns in found.items()}
 
 
 def kmod_files(kernel: Kernel, places: dict[str, str]) -> dict[str, bytes]:

@@ -156,7 +156,7 @@ def build(soname: str, symbols: Mapping[str, str]) -> bytes:
         verdef += struct.pack("<HHHHIII", 1, flags, number, 1, elf_hash(version), 20, 0 if last else 28)
         verdef += struct.pack("<II", string(version), 0)
 
-    position = 64 + 3 * 56
+    position = 64 + 4 * 56
     places = {}
     body = bytearray()
 
@@ -194,10 +194,13 @@ def build(soname: str, symbols: Mapping[str, str]) -> bytes:
     # The loader writes to the dynamic section: it is mapped a page further, from the same page of the file.
     address = end + PAGE
     header = b"\x7fELF\2\1\1" + bytes(9)
-    header += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 3, 0, 0, 0)
+    header += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 4, 0, 0, 0)
     programs = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, end, end, PAGE)
     programs += struct.pack("<IIQQQQQQ", 1, 6, end, address, address, len(dynamic), len(dynamic), PAGE)
     programs += struct.pack("<IIQQQQQQ", 2, 6, end, address, address, len(dynamic), len(dynamic), 8)
+    # PT_GNU_STACK (LSB, chapter 11): without it the loader takes it that the stack must be executable; from
+    # glibc 2.41 on it then refuses to load the library into a program that runs.
+    programs += struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)
     return header + programs + bytes(body) + dynamic
 
 

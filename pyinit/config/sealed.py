@@ -18,6 +18,7 @@ from pyinit.errors import BootError
 
 CONFIG_PATH = "/etc/pyinit/config.json"
 MODULES_PATH = "/usr/lib/pyinit/modules.json"
+DRIVERS_PATH = "/usr/lib/pyinit/drivers.txt"
 SENTINEL_PATH = "/.pyinit-complete"
 SCHEMA = 1
 # Enough to tell the vendors on PCI and USB apart, less than most patterns have before their first wildcard.
@@ -235,6 +236,20 @@ def _literal_prefix(pattern: str) -> str:
 def _pairs(words: str) -> Iterator[tuple[str, str]]:
     each = iter(words.split(" ") if words else ())
     return zip(each, each, strict=True)
+
+
+def parse_drivers(data: bytes) -> dict[str, tuple[str, ...]]:
+    """The drivers of disks that the kernel has and the image has not: module name to device aliases.
+
+    One module a line, its aliases behind it. Only explanations need it: what cannot be read is left out.
+    """
+    lines = (line.split() for line in data.decode("ascii", "replace").splitlines())
+    return {words[0]: tuple(words[1:]) for words in lines if words}
+
+
+def dump_drivers(drivers: dict[str, tuple[str, ...]]) -> bytes:
+    """Encode them."""
+    return "".join(f"{' '.join((name, *drivers[name]))}\n" for name in sorted(drivers)).encode("ascii")
 
 
 def _encode(value: dict[str, object]) -> bytes:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # imported before.
 PATIENCE = 5.0
 FULL_COLDPLUG = 1.0
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 # A device that matches is used at once, unless the kernel has announced other block devices that udevd has
 # not looked at yet: a copy of the root could be among them, and which of the two is first must not decide.
 OTHERS_GRACE = 0.3
@@ -181,7 +182,7 @@ class Waiter:
                 by = ", ".join(printable(view.node) for view in found)
                 entry.update(ended=now(), outcome=outcome, by=by, event=event)
                 if len(found) > 1:
-                    raise _ambiguous(want, found)
+                    raise _ambiguous(want, found, self._devices.size)
                 return found[0]
             if deadline is not None and moment >= deadline and not found and not held:
                 entry.update(ended=now(), outcome="expired")
@@ -285,11 +286,22 @@ class Waiter:
         return self._progress.due
 
 
-def _ambiguous(want: Want, found: list[DeviceView]) -> BootError:
+def size(count: int) -> str:
+    """Bytes for a person: ``1.5 TiB``, ``512 MiB``."""
+    number, unit = float(count), 0
+    while number >= 1024 and unit < len(_UNITS) - 1:
+        number /= 1024
+        unit += 1
+    return f"{number:.3g} {_UNITS[unit]}" if number < 1000 else f"{number:.0f} {_UNITS[unit]}"
+
+
+def _ambiguous(want: Want, found: list[DeviceView], sectors: Callable[[str], int]) -> BootError:
     return BootError(
         "E-AMBIG",
         f"{len(found)} devices match {want.name}: {want.spec}",
-        found=tuple(describe(view) for view in sorted(found, key=lambda view: view.number)),
+        found=tuple(
+            describe(view, sectors(view.name)) for view in sorted(found, key=lambda view: view.number)
+        ),
         advice=(
             "Remove the copy, or give one of them another UUID or label.",
             "root=PARTUUID=... or a path below /dev/disk/by-path/ names one device exactly.",
@@ -297,10 +309,13 @@ def _ambiguous(want: Want, found: list[DeviceView]) -> BootError:
     )
 
 
-def describe(view: DeviceView) -> str:
-    """One line about a block device: what a person compares with what was asked for."""
+def describe(view: DeviceView, sectors: int = 0) -> str:
+    """One line about a block device: what a person compares with what was asked for.
+
+    ``sectors``: its size in units of 512 bytes; 0: not known.
+    """
     get = view.properties.get
-    words = [printable(view.node)]
+    words = [printable(view.node), *([size(sectors * 512)] if sectors else ())]
     for label, value in (
         ("", get("ID_FS_TYPE")),
         *((f"{kind.value}=", value_of(view, kind)) for kind in TAGS),

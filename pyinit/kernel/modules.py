@@ -103,6 +103,15 @@ class Modules:
         alias = underscored(alias)
         return [name for pattern, name in self.index.aliases.candidates(alias) if matches(alias, pattern)]
 
+    def why_not(self, name: str) -> str:
+        """In words, why a module that claims a device does not drive it."""
+        if name in self._blacklist:
+            return "forbidden by rd.driver.blacklist="
+        results = [entry["result"] for entry in self._console.record.data["modules"] if entry["name"] == name]
+        if results and results[-1] not in ("loaded", "present"):
+            return f"refused by the kernel: {printable(results[-1])}"
+        return "loaded, and does not take it" if self._is_live(name) else "not loaded"
+
     def create_static_nodes(self) -> None:
         """Make the nodes by which modules of this image are loaded on demand, as kmod-static-nodes does."""
         for name, node, minor in _STATIC_NODES:
@@ -185,8 +194,19 @@ def _is_live(name: str) -> bool:
         return False
 
 
+def claims(pattern: str, alias: str) -> bool:
+    """Whether a device's ``modalias`` is one that a module's pattern means."""
+    return matches(underscored(alias), underscored(pattern))
+
+
 def driverless_modaliases(buses: Collection[str]) -> Iterator[str]:
     """The ``modalias`` of every device on these buses that no driver has claimed."""
+    for _, alias in driverless_devices(buses):
+        yield alias
+
+
+def driverless_devices(buses: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The name (``0000:00:1f.2``) and ``modalias`` of every device on these buses that has no driver."""
     for bus in buses:
         devices = f"/sys/bus/{bus}/devices"
         for device in _list(devices):
@@ -199,7 +219,7 @@ def driverless_modaliases(buses: Collection[str]) -> Iterator[str]:
             except OSError:
                 continue
             if alias:
-                yield alias.decode("ascii", "backslashreplace")
+                yield device, alias.decode("ascii", "backslashreplace")
 
 
 def _list(path: str) -> list[str]:

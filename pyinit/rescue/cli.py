@@ -109,14 +109,10 @@ def _explain(words: list[str]) -> int:
 
 
 def _devices(words: list[str]) -> int:
-    from pyinit.devices.waiting import describe
+    from pyinit.rescue.missing import present
 
     _none(words)
-    views = _enumerate()
-    for view in sorted(views, key=lambda view: view.number):
-        print(describe(view))
-    if not views:
-        print("no block devices")
+    print("\n".join(present(_enumerate())))
     return 0
 
 

@@ -158,6 +158,16 @@ HELP: dict[str, Help] = {
             "Mount it by hand on /sysroot, or with `pyinit mount-root DEVICE`, and leave the shell.",
         ),
     ),
+    "E-IO": Help(
+        (
+            "The disk was pulled out, its cable or its controller failed, or it is about to die.",
+            "A device below it is gone: an array that lost too many members, a connection that broke.",
+        ),
+        (
+            "Plug it in again; leaving the shell looks for the root from the beginning and mounts it again.",
+            "dmesg has what the kernel says of the device; smartctl of another system, what it says itself.",
+        ),
+    ),
     "E-USR": Help(
         (
             "The line for /usr in the root's /etc/fstab names a disk that was replaced or formatted again.",

@@ -1,66 +1,128 @@
-"""Why a device is not there, as far as that can be found out."""
+"""Why a device is not there, or no longer, as far as that can be found out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Mapping
+from errno import EIO, ENODEV, ENXIO, ESHUTDOWN
 from fnmatch import fnmatchcase
+from typing import Any
 
 from pyinit.config import devspec
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import describe
 from pyinit.errors import BootError
-from pyinit.kernel.modules import Modules, driverless_modaliases
+from pyinit.kernel.files import read_if_there
+from pyinit.kernel.modules import Modules, claims, driverless_devices
+from pyinit.rescue.working import work
+from pyinit.root.mount import kernel_messages
 from pyinit.text import printable
 
-# What leads to disks, by modalias: PCI mass storage (base class 01) and USB hosts (0c03), virtio block and
-# SCSI devices (virtio 1.2, section 5), Xen's and Hyper-V's disks.
+# What leads to disks, by modalias: PCI mass storage (base class 01), SD hosts (0805), USB hosts (0c03); block
+# and SCSI devices of virtio (version 1.2, section 5); Xen's and Hyper-V's disks; USB mass storage (interface
+# class 08); SCSI disks.
 _STORAGE = (
     "pci:*bc01sc*",
+    "pci:*bc08sc05*",
     "pci:*bc0Csc03*",
     "virtio:d00000002v*",
     "virtio:d00000008v*",
     "xen:vbd",
     "vmbus:d96361baa104294d*",
+    "usb:*ic08*",
+    "scsi:t-0x00*",
 )
+_BUSES = ("pci", "virtio", "vmbus", "xen", "usb", "scsi")
+_PCI = re.compile(r"pci:v0000([0-9A-F]{4})d0000([0-9A-F]{4})sv")
+_CLAIMS = 3
+# The words that name the devices.
+_WORDS = {"root": "root", "/usr": "mount.usr"}
 
 
 def missing_device(
     cause: str,
+    name: str,
     spec: devspec.DeviceSpec,
     known: list[DeviceView],
     modules: Modules,
-    events: int,
+    record: Mapping[str, Any],
     waiting: Iterable[str] = (),
 ) -> BootError:
-    """Explain an expired want: the block devices there are, the nearest one, controllers without a driver.
+    """Explain that ``name``, the root or a mount point, has no device.
 
-    ``waiting`` says, printable, what the storage stacks lack.
+    Found is what is there, the nearest device, what has no driver, and who is still at work.
+
+    ``record`` is the boot record, ``waiting`` what the storage stacks lack, printable.
     """
-    found = _present(known)
-    advice: list[str] = []
-    for view, difference in devspec.nearest(spec, known)[:3]:
-        found.append(f"nearest: {printable(view.node)}: {difference}")
-    idle = [
-        alias
-        for alias in sorted(set(driverless_modaliases(("pci", "virtio", "vmbus", "xen"))))
-        if any(fnmatchcase(alias, pattern) for pattern in _STORAGE)
-    ]
-    for alias in idle:
-        claims = ", ".join(modules.matching(alias))
-        state = f"not taken by {claims}" if claims else "no module of this image claims it"
-        found.append(f"controller without a driver: {printable(alias)}: {state}")
-    found += waiting
+    found = present(known)
+    near = devspec.nearest(spec, known)[:3]
+    found += [f"nearest: {printable(view.node)}: {difference}" for view, difference in near]
+    idle, advice = _without_driver(modules)
+    found += [*idle, *waiting, *work(record)]
     opened = " ".join(view.properties.get("DM_UUID", "") for view in known)
     for view in known:
         uuid = view.properties.get("ID_FS_UUID", "")
         if view.properties.get("ID_FS_TYPE") == "crypto_LUKS" and uuid.replace("-", "") not in opened:
             advice.append(f"It may be inside the encrypted volume: pyinit set rd.luks.uuid={printable(uuid)}")
-    if idle:
-        advice.append("A driver may be missing: build the image with --mode generic or --module NAME.")
-    advice.append("Correct root= here: pyinit set root=UUID=..., then leave the shell.")
+    right = _name(near[0][0]) if near else "UUID=..."
+    correct = f"Correct the line for {printable(name)} in /sysroot/etc/fstab, then leave the shell."
+    if name in _WORDS:
+        correct = f"Correct it here: pyinit set {_WORDS[name]}={right}, then leave the shell."
+    advice.insert(0 if near else len(advice), correct)
     advice.append("If the device only needs longer: rd.timeout=SECONDS, or rootwait for ever.")
+    events = record["events"]["read"]
     tried = (f"waited for udev to announce {devspec.describe(spec)}; {events} events came",)
     return BootError("E-DEV", cause, tried=tried, found=tuple(found), advice=tuple(advice))
+
+
+def _without_driver(modules: Modules) -> tuple[list[str], list[str]]:
+    """What leads to disks and has no driver, with the modules that claim it; and what to do about it."""
+    from pyinit.config.sealed import DRIVERS_PATH, parse_drivers
+
+    absent = parse_drivers(read_if_there(DRIVERS_PATH))
+    lines: list[str] = []
+    build: dict[str, None] = {}
+    refused: dict[str, None] = {}
+    for device, alias in sorted(set(driverless_devices(_BUSES))):
+        ours = modules.matching(alias)
+        others = [
+            name
+            for name, patterns in absent.items()
+            if name not in ours and any(claims(pattern, alias) for pattern in patterns)
+        ]
+        if not others and not any(fnmatchcase(alias, pattern) for pattern in _STORAGE):
+            continue
+        states = [f"{name} claims it: {modules.why_not(name)}" for name in ours[:_CLAIMS]]
+        states += [f"{name} would claim it, and is not in this image" for name in others[:_CLAIMS]]
+        lines.append(
+            f"without a driver: {_device(device, alias)}: "
+            + ("; ".join(map(printable, states)) or "no module of this kernel is known to claim it")
+        )
+        build |= dict.fromkeys(others[:_CLAIMS])
+        refused |= dict.fromkeys(ours)
+    messages = kernel_messages(500) if refused else []
+    lines += [f"kernel: {line}" for name in refused for line in messages if line.startswith(f"{name}: ")][-4:]
+    advice = []
+    if build:
+        words = " ".join(f"--module {name}" for name in build)
+        advice.append(f"A driver may be missing: build the image with {printable(words)}, or --mode generic.")
+    return lines, advice
+
+
+def _device(name: str, alias: str) -> str:
+    """A device as a person finds it elsewhere: ``PCI 0000:00:1f.2 [8086:2922]``."""
+    if numbers := _PCI.match(alias):
+        return f"PCI {printable(name)} [{numbers[1].lower()}:{numbers[2].lower()}]"
+    return f"{printable(name)} ({printable(alias)})"
+
+
+def _name(view: DeviceView) -> str:
+    """How to name a device so that it is the only one and will be tomorrow."""
+    for tag, key in (("UUID", "ID_FS_UUID"), ("PARTUUID", "ID_PART_ENTRY_UUID")):
+        if value := view.properties.get(key):
+            return f"{tag}={printable(value)}"
+    return printable(view.node)
 
 
 def no_root_given(line: str, known: list[DeviceView]) -> BootError:
@@ -69,7 +131,7 @@ def no_root_given(line: str, known: list[DeviceView]) -> BootError:
         "E-NOROOT",
         "no root= was given",
         tried=(f"the kernel command line: {line}",),
-        found=tuple(_present(known)),
+        found=tuple(present(known)),
         advice=(
             "Name one of them here: pyinit set root=UUID=..., then leave the shell.",
             "Add root=UUID=... (or LABEL=, PARTUUID=, /dev/...) to the boot loader's kernel command line.",
@@ -77,7 +139,51 @@ def no_root_given(line: str, known: list[DeviceView]) -> BootError:
     )
 
 
-def _present(known: list[DeviceView]) -> list[str]:
-    return [describe(view) for view in sorted(known, key=lambda view: view.number)] or [
+def silent_root(exception: BaseException, root: DeviceView | None) -> BootError | None:
+    """Explain a failure that came of the root's device: it is gone, or answers with errors.
+
+    None when it came of something else. ``root`` is None for a root that a person mounted.
+    """
+    error = _io_error(exception)
+    if error is None:
+        return None
+    name = f" on {printable(root.node)}" if root else ""
+    found = [f"kernel: {line}" for line in kernel_messages(4)]
+    if root:
+        there = os.path.exists(root.sys_path)
+        found.insert(0, f"{printable(root.node)} is {'still there' if there else 'gone'}")
+    what = exception.cause if isinstance(exception, BootError) else str(exception)
+    return BootError(
+        "E-IO",
+        f"the root file system{name} cannot be read any more: {error.strerror}",
+        tried=(printable(what),),
+        found=tuple(found),
+        advice=(
+            "Look at the disk, its cable, its controller; plug it in again if it was pulled out.",
+            "Leaving the shell unmounts it, looks for the root again and mounts it.",
+        ),
+    )
+
+
+def _io_error(exception: BaseException | None) -> OSError | None:
+    """The error of a device from which an exception came, if it did."""
+    seen: set[int] = set()
+    while exception is not None and id(exception) not in seen:
+        if isinstance(exception, OSError) and exception.errno in (EIO, ENXIO, ENODEV, ESHUTDOWN):
+            return exception
+        seen.add(id(exception))
+        exception = exception.__cause__ or exception.__context__
+    return None
+
+
+def present(known: Iterable[DeviceView]) -> list[str]:
+    """The block devices, a line each."""
+    return [describe(view, _sectors(view)) for view in sorted(known, key=lambda view: view.number)] or [
         "no block device at all"
     ]
+
+
+def _sectors(view: DeviceView) -> int:
+    """Its size, from the kernel; 0 when it has none or is gone."""
+    data = read_if_there(f"{view.sys_path}/size").strip()
+    return int(data) if data.isdigit() else 0

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pyinit.config.cmdline import OVERRIDES
 from pyinit.config.sealed import CONFIG_PATH, SealedConfig
 from pyinit.devices.view import DeviceView
-from pyinit.devices.waiting import describe
 from pyinit.kernel import mountinfo
 from pyinit.kernel.modules import driverless_modaliases
 from pyinit.kernel.syscalls import MS, mount, umount2
 from pyinit.kernel.terminal import write_patiently
 from pyinit.record import timeline
+from pyinit.rescue.missing import present
+from pyinit.rescue.working import work
 from pyinit.root.mount import kernel_messages
 from pyinit.text import printable
 
@@ -28,8 +31,8 @@ _BUSES = ("pci", "usb", "virtio", "scsi", "vmbus", "xen")
 # Words whose value may open something: name=value up to a blank or a comma, in a command line or mount
 # options, and the user part of an URL. A name is looked at from its start only, and what has matched is not
 # given back: somebody else wrote the line, and the time must not grow with the square of its length.
-_NAME = r"""(?<![\w.-]) (?= [\w.-]*? (?: passw(?:or)?d | passphrase | secret | token | credential | \bpwd ) )
-    [\w.-]++"""
+_NAME = r"""(?<![\w.-])
+    (?= [\w.-]*? (?: passw(?:or)?d | passphrase | secret | token | credential | \bpwd | \bpsk ) ) [\w.-]++"""
 _SIGN = r"""["']?+ \s*+ [=:]"""
 # Quotes protect blanks around a word or anywhere in it, and the last one may be missing (the kernel's rules).
 _SECRET = re.compile(
@@ -37,7 +40,7 @@ _SECRET = re.compile(
         | ( {_NAME} {_SIGN} (?: (?!\s) | \s++ (?! {_NAME} {_SIGN} ) ) )
           (?: "[^"]*+ (?:"|$) | '[^']*+ (?:'|$) | [^\s,"'] )++"""
 )
-_URL = re.compile(r"(://|//)[^/\s@:]+:[^/\s@]+@")
+_URL = re.compile(r"(://|//|\biscsi:)[^/\s@:]+:[^/\s@]+@")
 HIDDEN = "(hidden)"
 
 
@@ -68,14 +71,21 @@ def compose(
     views = sorted(devices, key=lambda view: view.number)
     sections: list[tuple[str, Iterable[str]]] = [
         ("failure", explanation or ("none",)),
-        ("kernel command line", (record["cmdline"],)),
+        ("system", _system(record)),
+        ("kernel command line", _command_lines(record, image)),
         ("image", _image(image)),
         ("timeline", timeline(record)),
-        ("block devices", map(describe, views)),
+        ("at work", work(record)),
+        ("block devices", present(views)),
+        ("device links", _links("/dev/disk")),
         ("udev properties", (line for view in views for line in _properties(view))),
         ("devices without a driver", map(printable, sorted(set(driverless_modaliases(_BUSES))))),
         ("partitions", _lines("/proc/partitions")),
+        ("device mapper", _device_mapper()),
         ("software RAID", _lines("/proc/mdstat")),
+        ("swaps", _lines("/proc/swaps")),
+        ("network", _network()),
+        ("consoles", _lines("/proc/consoles")),
         ("mounts", _lines("/proc/self/mountinfo")),
         ("modules", _lines("/proc/modules")),
         ("processes", _processes()),
@@ -147,6 +157,60 @@ def _image(image: SealedConfig | None) -> Iterable[str]:
         return (f"{CONFIG_PATH} could not be read",)
     kernel, mode, rescue = map(printable, (image.kernel, image.mode, image.rescue))
     return (f"built for Linux {kernel}", f"mode {mode}", f"rescue {rescue}")
+
+
+def _system(record: dict[str, Any]) -> Iterable[str]:
+    from time import gmtime, strftime
+
+    python = sys.version.partition(" ")[0]
+    yield f"pyinit {record['version']}, Python {python}, Linux {record['kernel']}"
+    yield f"clock {strftime('%Y-%m-%dT%H:%M:%SZ', gmtime())}, up {_text('/proc/uptime').split(' ')[0]} s"
+
+
+def _command_lines(record: dict[str, Any], image: SealedConfig | None) -> Iterable[str]:
+    """What is in effect, and where each part comes from; later ones count more."""
+    yield f"in effect: {record['cmdline']}"
+    yield f"sealed in the image: {printable(image.cmdline) if image else ''}"
+    yield f"from the boot loader: {_text('/proc/cmdline')}"
+    yield from (f"set in the rescue shell: {line}" for line in _lines(OVERRIDES) if os.path.exists(OVERRIDES))
+
+
+def _links(top: str) -> Iterable[str]:
+    for directory, folders, names in os.walk(top):
+        folders.sort()
+        for name in sorted(names):
+            path = f"{directory}/{name}"
+            if os.path.islink(path):
+                yield f"{printable(path)} -> {printable(os.readlink(path))}"
+
+
+def _device_mapper() -> Iterable[str]:
+    """What dmsetup(8) and the tools of LVM would list, as far as the kernel knows it."""
+    for name in _names("/sys/block"):
+        folder = f"/sys/block/{name}"
+        if os.path.isdir(f"{folder}/dm"):
+            below = ", ".join(map(printable, _names(f"{folder}/slaves")))
+            state = "suspended" if _text(f"{folder}/dm/suspended") == "1" else "active"
+            yield f"{name}: {_text(f'{folder}/dm/name')} {_text(f'{folder}/dm/uuid')} {state}, on {below}"
+
+
+def _network() -> Iterable[str]:
+    for name in _names("/sys/class/net"):
+        folder = f"/sys/class/net/{name}"
+        facts = [_text(f"{folder}/{fact}") for fact in ("address", "operstate")]
+        yield " ".join((printable(name), *facts))
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def _text(path: str) -> str:
+    """The first line of a small file."""
+    return printable(_read(path).split(b"\n", 1)[0])
 
 
 def _properties(view: DeviceView) -> Iterable[str]:

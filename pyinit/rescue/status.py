@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pyinit.kernel import mountinfo
 from pyinit.rescue.shell import STAGE_VARIABLE
+from pyinit.rescue.working import work
 from pyinit.root.mount import SYSROOT
 from pyinit.text import printable
 
@@ -29,6 +30,8 @@ class Facts(NamedTuple):
     """Other processes than the shell's own."""
     memory: tuple[int, int]
     """Available and total memory in KiB."""
+    work: tuple[str, ...] = ()
+    """Who is at work, and since when."""
 
 
 def status(facts: Facts) -> list[str]:
@@ -55,6 +58,7 @@ def status(facts: Facts) -> list[str]:
         *(("waited", _want(want)) for want in record["wants"][-1:]),
         ("modules", modules),
         ("processes", ", ".join(facts.processes) or "none but this shell"),
+        *(("at work", line) for line in facts.work),
         ("memory", f"{facts.memory[0] >> 10} of {facts.memory[1] >> 10} MiB available"),
     ]
     return [f"{name + ':':<11}{text}" for name, text in rows]
@@ -70,6 +74,7 @@ def gather(record: dict[str, Any], failure: Sequence[str], overrides: bytes) -> 
         _mounted(),
         tuple(_processes()),
         memory(_read("/proc/meminfo")),
+        tuple(work(record)),
     )
 
 

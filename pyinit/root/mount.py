@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from errno import EACCES, EBUSY, EINVAL, EIO, ENODEV, ENXIO, EROFS
 from typing import NamedTuple
 
@@ -137,9 +138,28 @@ def mount_filesystem(
         f"{printable(spec.source)} cannot be mounted as {what}: "
         + (str(last.strerror) if last else "no file system was recognised on it"),
         tried=tuple(failures),
-        found=tuple(f"kernel: {line}" for line in kernel_messages(4)),
+        found=tuple(_found(spec, candidates)),
         advice=_advice(last, spec),
     )
+
+
+def _found(spec: MountSpec, fstypes: tuple[str, ...]) -> Iterator[str]:
+    """What is there instead of what was asked for, and what the kernel says of it."""
+    if not spec.fstype:
+        yield f"udev recognises no file system on {printable(spec.source)}"
+    elif fstypes[0] != spec.fstype:
+        wanted = printable(fstypes[0])
+        yield f"{printable(spec.source)} holds {printable(spec.fstype)} as udev sees it, not {wanted}"
+    else:
+        yield f"{printable(spec.source)} holds {printable(spec.fstype)}, as udev sees it"
+    name = os.path.basename(os.path.realpath(spec.source))
+    # The kernel names what it has trouble with: a partition, its disk, or the type of the file system.
+    disk = name.rstrip("0123456789")
+    # nvme0n1p1: where a disk's name ends with a digit, partitions have a p before theirs.
+    disk = disk.removesuffix("p") if disk[-2:-1].isdigit() else disk
+    words = {name, disk, *fstypes}
+    messages = [line for line in kernel_messages(500) if any(word in line.lower() for word in words if word)]
+    yield from (f"kernel: {line}" for line in messages[-4:] or ["(nothing about it)"])
 
 
 def kernel_messages(count: int, lowest: int = 5) -> list[str]:

@@ -513,6 +513,20 @@ class Machine:
 
     # Waits
 
+    def wait_for(
+        self,
+        goal: str,
+        probe: Callable[[], T | None],
+        timeout: float | Timeout = Timeout.BOOT,
+        *,
+        allow: Collection[str] = (),
+    ) -> T:
+        """Wait until ``probe`` returns something, and return it; asked whenever the machine says something.
+
+        ``goal`` says in words what is awaited, for the report. What ends other waits ends this one.
+        """
+        return self._wait(goal, timeout, probe, allow)
+
     def _wait(
         self,
         goal: str,

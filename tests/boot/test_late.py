@@ -8,24 +8,31 @@ from pathlib import Path
 import pytest
 
 from pyinit_qemu import Disk, Machine
-from pyinit_qemu.debian import DebianRoot
+from pyinit_qemu.debian import DebianRoot, Suite
 from pyinit_qemu.witness import Witness
 
 pytestmark = pytest.mark.boot
 
 
-@pytest.mark.parametrize("interface", ["virtio", "scsi"])
+@pytest.mark.parametrize(("interface", "suite"), [("virtio", "bookworm"), ("scsi", "sid")])
 @pytest.mark.fault("D1")
 def test_a_disk_plugged_in_after_ten_seconds_is_used_when_it_appears(
     interface: str,
+    suite: Suite,
     boot: Callable[..., Machine],
-    bookworm: DebianRoot,
-    generic: Path,
+    debian: Callable[[Suite], DebianRoot],
+    image: Callable[..., Path],
     small_disk: Callable[..., Path],
     witness_of: Callable[[Machine], Witness],
 ) -> None:
     disk = Disk(small_disk(), interface=interface, late=True)  # type: ignore[arg-type]
-    vm = boot(kernel=bookworm.kernel, initrd=generic, disks=(disk,), append="quiet root=LABEL=small-root")
+    system = debian(suite)
+    vm = boot(
+        kernel=system.kernel,
+        initrd=image(debian=system),
+        disks=(disk,),
+        append="quiet root=LABEL=small-root",
+    )
     vm.expect(r"waiting for root: LABEL=small-root since [56] s, 17[45] s more; block devices: none")
     vm.expect(r"waiting for root: LABEL=small-root since 1[5-9] s")
     vm.plug(disk)

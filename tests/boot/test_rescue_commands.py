@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def code(vm: Machine) -> str:
 
 
 def test_a_failed_boot_is_looked_at_reported_and_continued(start: Start, witness_of: Testimony) -> None:
-    vm = start("root=LABEL=gone rd.timeout=1 wifi.password=hunter2")
+    vm = start("root=LABEL=gone rd.timeout=1 wifi.password=hunter2 site.log=http://me:hunter2@log/")
     shell = Shell.rescue(vm, "initqueue")
     assert code(vm) == "E-DEV"
     status = shell.check("pyinit status")
@@ -61,6 +62,12 @@ def test_a_failed_boot_is_looked_at_reported_and_continued(start: Start, witness
     report = shell.check(f"cat /stick/{folder}/report.txt")
     assert "E-DEV root: LABEL=gone did not appear" in report
     assert "--- kernel log\n" in report and "ID_FS_LABEL=stick" in report
+    assert "--- device links\n" in report and "\n/dev/disk/by-label/stick -> ../../vdb\n" in report
+    assert re.search(
+        r"\nfrom the boot loader: .* wifi.password=\(hidden\) site.log=http://\(hidden\)@log/\n", report
+    )
+    assert "\n/dev/vdb  16 MiB  ext4  UUID=" in report
+    assert re.search(r"\npyinit \S+, Python 3\.\S+, Linux 6\.1\.", report)
     assert '"schema": 1' in shell.check(f"cat /stick/{folder}/boot.json")
     assert shell.run(f"grep -r hunter2 /stick/{folder}").status == 1
     busy = shell.run("pyinit report --to vdb")

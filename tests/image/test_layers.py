@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from built_image import MODULES, Image
+from elftools.elf.elffile import ELFFile
 from test_image_build import pyinit_image
 
 from pyinit_image import archive, layers, stand_in
@@ -159,6 +161,9 @@ def test_libraries_that_serve_nothing_have_stand_ins(small: Image, tmp_path: Pat
     assert names == {"libcrypto", "libzstd", "liblzma", "libpcre2-8"}
     for path in replaced:
         assert len(small.members[path].data) < 2000
+        segments = ELFFile(io.BytesIO(small.members[path].data)).iter_segments("PT_GNU_STACK")
+        # Readable, writable, and not executable: glibc 2.41 loads no other into a program that runs.
+        assert [segment["p_flags"] for segment in segments] == [6]
     assert "ext4.ko" in small.run(
         "/sbin/modprobe", "--show-depends", "--set-version", small.debian.release, "ext4"
     )

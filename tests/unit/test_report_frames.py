@@ -11,6 +11,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyinit.record import now
 from pyinit.report import Reporter, frame
 
 json_values = st.recursive(
@@ -33,12 +34,14 @@ def test_a_frame_is_one_line_with_its_length_and_checksum(kind: str, facts: dict
 
 def test_reporter_writes_to_its_terminal() -> None:
     controller, terminal = os.openpty()
+    before = now()
     Reporter(os.ttyname(terminal)).send("hello", {"pid": 1})
-    expected = b"\n" + frame("hello", {"pid": 1})
     text = b""
-    while len(text) < len(expected) and select.select([controller], [], [], 30)[0]:
+    while text.count(b"\n") < 2 and select.select([controller], [], [], 30)[0]:
         text += os.read(controller, 4096).replace(b"\r\n", b"\n")
-    assert text == expected
+    sent = json.loads(text.split(b" ", 2)[2])
+    assert text == b"\n" + frame("hello", {"at": sent["at"], "pid": 1})
+    assert before <= sent["at"] <= now()
 
 
 def test_what_is_no_terminal_is_never_written_to(tmp_path: Path) -> None:

@@ -35,7 +35,14 @@ def record() -> dict[str, Any]:
 
 def test_status_says_where_the_boot_stands() -> None:
     facts = Facts(
-        record(), "initqueue", "E-DEV root: gone", ("root=LABEL=y",), "", ("udevd (7)",), (2048, 8192)
+        record(),
+        "initqueue",
+        "E-DEV root: gone",
+        ("root=LABEL=y",),
+        "",
+        ("udevd (7)",),
+        (2048, 8192),
+        ("x works",),
     )
     assert status(facts) == [
         "pyinit:    1.2, Linux 6.1",
@@ -48,6 +55,7 @@ def test_status_says_where_the_boot_stands() -> None:
         "waited:    for root: LABEL=x, 2.5 s: expired",
         "modules:   1 loaded, refused: foo (Unknown symbol)",
         "processes: udevd (7)",
+        "at work:   x works",
         "memory:    2 of 8 MiB available",
     ]
     quiet = facts._replace(failure="", stage="mount", root="/dev/vda1 on /sysroot (ext4, ro)")
@@ -65,8 +73,8 @@ def test_any_meminfo_is_read(data: bytes) -> None:
 def test_a_report_hides_secrets() -> None:
     text = compose(["E-DEV x"], record(), (), None).decode("ascii")
     assert "hunter2" not in text
-    assert f"root=LABEL=x rd.luks.password={HIDDEN}" in text
-    assert text.startswith("--- failure\nE-DEV x\n--- kernel command line\n")
+    assert f"in effect: root=LABEL=x rd.luks.password={HIDDEN}" in text
+    assert text.startswith("--- failure\nE-DEV x\n--- system\n")
     assert {"timeline", "mounts", "kernel log", "processes"} <= set(re.findall(r"^--- (.*)$", text, re.M))
 
 
@@ -103,6 +111,9 @@ def test_ordinary_words_stay_and_addresses_lose_their_passwords() -> None:
     line = "root=UUID=1-2 rd.luks.key=/key:UUID=3 keyboard=de root=/dev/sda1 ip=dhcp"
     assert mask(line) == line
     assert mask("root=cifs://me:secr@host/share") == f"root=cifs://{HIDDEN}@host/share"
+    assert mask("netroot=iscsi:me:secr@1.2.3.4::::iqn.x") == f"netroot=iscsi:{HIDDEN}@1.2.3.4::::iqn.x"
+    assert mask("root=iscsi:1.2.3.4::::iqn.x:y") == "root=iscsi:1.2.3.4::::iqn.x:y"
+    assert mask("wifi.psk=abc x") == f"wifi.psk={HIDDEN} x"
 
 
 def test_a_record_is_masked_string_by_string() -> None:
