@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pyinit_qemu import MIB, Disk, Machine
-from pyinit_qemu.debian import DebianRoot
+from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
 from pyinit_qemu.disks import gpt as table
 from pyinit_qemu.disks.cache import digest_file
 from pyinit_qemu.disks.filesystems import Btrfs, Ext2, Ext4, Filesystem, Xfs
@@ -160,11 +160,20 @@ def superblocks() -> list[bytes]:
     return found
 
 
+@pytest.fixture
+def storage() -> DebianRoot:
+    """Debian 12 with the tools that could assemble what is found on a foreign disk."""
+    try:
+        return provision("bookworm", packages=STORAGE)
+    except ArchiveError as error:
+        pytest.skip(f"infrastructure: {error}")
+
+
 @pytest.mark.fault("H2", "row-22")
 def test_a_hundred_damaged_superblocks_are_neither_mounted_nor_opened_for_writing(
     boot: Callable[..., Machine],
-    bookworm: DebianRoot,
-    generic: Path,
+    storage: DebianRoot,
+    image: Callable[..., Path],
     small_disk: Callable[..., Path],
     witness_of: Testimony,
     tmp_path: Path,
@@ -175,8 +184,8 @@ def test_a_hundred_damaged_superblocks_are_neither_mounted_nor_opened_for_writin
     before = digest_file(path)
     # Without an overlay: what the guest writes would be in the file.
     vm = boot(
-        kernel=bookworm.kernel,
-        initrd=generic,
+        kernel=storage.kernel,
+        initrd=image(storage, features=("lvm", "md", "luks")),
         disks=(Disk(small_disk()), Disk(path, snapshot=False)),
         append="quiet root=LABEL=small-root rd.break=pre-udev rd.break=pre-pivot",
     )
@@ -192,6 +201,8 @@ def test_a_hundred_damaged_superblocks_are_neither_mounted_nor_opened_for_writin
         assert f"  {kind}  " in told, "the good ones are recognised"
     assert sum(line.startswith("/dev/vdb") for line in told.splitlines()) == len(contents) + 1
     shell.check("pyinit report")
+    for tool in ("lvm", "mdadm", "cryptsetup"):
+        shell.check(f"command -v {tool}")
     assert "vdb" not in shell.check("cat /proc/self/mountinfo")
     assert shell.run("ls /sys/block | grep -E '^(dm|md)'").output == ""
     assert shell.run("grep -a vdb /run/written").output == ""
