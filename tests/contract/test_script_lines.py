@@ -18,7 +18,7 @@ INTERPRETERS = {"a": 0, "b": 1}
 
 LINES = st.lists(
     st.sampled_from(
-        [b"a", b"b", b" ", b"\t", b"\0", b"\n", b"\r", b"./", b"/", b"\xff", b" " * 250, b"x" * 250]
+        [b"a", b"b", b" ", b"\t", b"\0", b"\n", b"\r", b"./", b"a/", b"\xff", b" " * 250, b"x" * 250]
     ),
     max_size=8,
 ).map(b"".join)
