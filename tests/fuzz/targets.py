@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyinit import record
+from pyinit import memdebug, record
 from pyinit.config import cmdline, crypttab, devspec, distance, fstab, options, sealed, volumes
 from pyinit.devices import udev, waiting
 from pyinit.devices.view import DeviceView
@@ -25,6 +25,7 @@ from pyinit.kernel.console import Console
 from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status
+from pyinit.rescue.editor import Editor
 from pyinit.root import belongs, fsck, mount
 from pyinit.storage import luks_header, md
 from pyinit.switch_root import make_plan, real_environ
@@ -256,7 +257,13 @@ def image_configuration(data: bytes) -> None:
             sealed.ModuleIndex(
                 "/usr/lib/modules/6.1",
                 {"ext4": sealed.ModuleEntry("kernel/ext4.ko", ("crc16",), "a=1")},
-                (("fs-ext4", "ext4"), ("virtio:d00000002v*", "virtio_blk"), ("pci:v*bc01sc0[1-6]i*", "ahci")),
+                sealed.Aliases.of(
+                    (
+                        ("fs-ext4", "ext4"),
+                        ("virtio:d00000002v*", "virtio_blk"),
+                        ("pci:v*bc01sc0[1-6]i*", "ahci"),
+                    )
+                ),
                 frozenset({"vfat"}),
                 ("ext4",),
                 ("sha256_ssse3",),
@@ -291,7 +298,7 @@ def image_modules(data: bytes) -> None:
 def device_aliases(data: bytes) -> None:
     alias, *patterns = data.decode("ascii", "backslashreplace").split("\n")
     index = sealed.EMPTY_INDEX._replace(
-        aliases=tuple((pattern, f"m{n}") for n, pattern in enumerate(patterns))
+        aliases=sealed.Aliases.of((pattern.replace(" ", "_"), f"m{n}") for n, pattern in enumerate(patterns))
     )
     found = modules.Modules(index, Console(Record("", ""))).matching(alias)
     if not set(found) <= {f"m{n}" for n in range(len(patterns))}:
@@ -486,6 +493,8 @@ def checked_file_system(data: bytes) -> None:
 
 @target(
     Line.feed,
+    Editor.decode,
+    Editor.feed,
     seeds=(b"hunter2\r", "p\u00e4\x7f\x15\x1b[1;5Cab\x03".encode()),
     words=split(r"\r \n \x7f \x08 \x15 \x03 \x04 \x1b \x1b[ \x1bO \xc3 \xa4 [2J a"),
 )
@@ -498,6 +507,15 @@ def typed_keys(data: bytes) -> None:
             raise AssertionError(f"a secret is shown: {echo!r}")
         if not taken <= len(data) or len(line.take()) > 20:
             raise AssertionError("more is taken than there is")
+    editor = Editor()
+    for start in range(0, len(data), 5):
+        rest = editor.decode(data[start : start + 5])
+        while rest:
+            _, how, rest = editor.feed(rest)
+            if how:
+                editor.begin()
+        if not 0 <= editor.cursor <= len(editor.text):
+            raise AssertionError(f"the cursor is at {editor.cursor} of {editor.text!r}")
 
 
 @target(
@@ -518,12 +536,14 @@ def mount_options(data: bytes) -> None:
 
 @target(
     status.memory,
+    memdebug.summary,
     seeds=(b"MemTotal:         506764 kB\nMemFree:  1 kB\nMemAvailable:     434708 kB\n",),
     words=(*split(r"MemTotal: MemAvailable: \x20 kB \n -1 \xb2"), b"9" * 5000),
 )
 def meminfo(data: bytes) -> None:
     if min(status.memory(data)) < 0:
         raise AssertionError("less than nothing")
+    shown(memdebug.summary(data))
 
 
 @target(

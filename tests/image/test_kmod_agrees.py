@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinit.config.sealed import EMPTY_INDEX
+from pyinit.config.sealed import EMPTY_INDEX, Aliases
 from pyinit.kernel.console import Console
 from pyinit.kernel.modules import Modules
 from pyinit.record import Record
@@ -89,7 +89,7 @@ def claimed(tree: Path, alias: str) -> list[str]:
 
 def find(patterns: list[tuple[str, str]], alias: str) -> list[str]:
     """The modules that PID 1 finds."""
-    index = EMPTY_INDEX._replace(aliases=tuple(patterns))
+    index = EMPTY_INDEX._replace(aliases=Aliases.of(patterns))
     return sorted(set(Modules(index, Console(Record("", ""))).matching(alias)))
 
 
@@ -129,7 +129,7 @@ def test_modprobe_finds_the_same_modules_for_the_devices_of_a_whole_kernel(
     folder = bookworm.tree / "lib/modules" / bookworm.release
     rows = kmods.parse_alias((folder / "modules.alias").read_text())
     assert len(rows) > 10_000
-    known = Modules(EMPTY_INDEX._replace(aliases=tuple(rows)), Console(Record("", "")))
+    known = Modules(EMPTY_INDEX._replace(aliases=Aliases.of(rows)), Console(Record("", "")))
     command = ["/usr/sbin/modprobe", "-d", bookworm.tree, "-S", bookworm.release, "-C", tmp_path, "-R"]
     for pattern, _ in rows[::100]:
         alias = re.sub(r"\[(.)[^]]*\]|\*|\?", lambda match: match[1] or "0A"[: 3 - len(match[0])], pattern)
