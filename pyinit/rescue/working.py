@@ -42,7 +42,7 @@ def parse_stat(data: bytes, devices: tuple[str, ...] = ()) -> Process | None:
         return Process(
             int(number), printable(name), fields[0].decode("ascii"), int(fields[1]), started, devices
         )
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, OverflowError):
         return None
 
 

@@ -24,7 +24,7 @@ from pyinit.kernel import executable, modules, mountinfo
 from pyinit.kernel.console import Console
 from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
-from pyinit.rescue import cli, explain, missing, report, status
+from pyinit.rescue import cli, explain, missing, report, status, working
 from pyinit.rescue.editor import Editor
 from pyinit.root import belongs, fsck, mount
 from pyinit.storage import luks_header, md
@@ -159,7 +159,8 @@ def views(text: str) -> list[DeviceView]:
     found = []
     for number, block in enumerate(text.split("\n\n")[:6]):
         properties = dict(line.partition("=")[::2] for line in block.split("\n") if "=" in line)
-        name = properties.pop("NAME", f"sd{number}")
+        # The kernel's own; it is a path in /sys.
+        name = properties.pop("NAME", f"sd{number}").replace("\0", "")
         found.append(
             DeviceView(
                 f"/sys/devices/{number}/{name}",
@@ -214,7 +215,11 @@ def root_devices(data: bytes) -> None:
     if any(not view.initialized for view in found):
         raise AssertionError("a device that udevd has not processed")
     if len(found) > 1:
-        refused(waiting._ambiguous(waiting.Want("root", devspec.describe(spec), list, None), found))
+        refused(
+            waiting._ambiguous(
+                waiting.Want("root", devspec.describe(spec), list, None), found, lambda name: 2048
+            )
+        )
     near = devspec.nearest(spec, known)
     if {view.sys_path for view, _ in near} & {view.sys_path for view in found}:
         raise AssertionError("found and near at once")
@@ -572,6 +577,22 @@ def environment(data: bytes) -> None:
     made = real_environ(data.split(b"\0"))
     if any(name.startswith((b"LD_", b"PYTHON")) for name in made):
         raise AssertionError(f"a word for an interpreter: {made}")
+
+
+@target(
+    working.parse_stat,
+    sealed.parse_drivers,
+    seeds=(
+        b"7 (udevd) S 1 7 7 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 123 1 1 18446744073709551615 1\n",
+        b"ahci pci:v*d*sv* pci:x\nvirtio_blk virtio:d00000002v*\n",
+    ),
+    words=(*split(r"( ) \x20 \n S 1 -1 \xff \x1b[2J \0 * pci:"), b"9" * 400),
+)
+def processes_and_drivers(data: bytes) -> None:
+    found = working.parse_stat(data)
+    if found is not None:
+        shown(*working.describe_work((), (found,), True, 9.0))
+    sealed.parse_drivers(data)
 
 
 # What file systems, programs and devices say to PID 1.
