@@ -30,8 +30,8 @@ class Password:
         self._wrong = 0
         self._answers: list[bytearray | None] = []
 
-    def ask(self, hashed: str, library: str, *, may_leave: bool) -> Verdict:
-        """Let somebody prove that they know the password.
+    def ask(self, hashed: str, library: str, *, may_leave: bool) -> tuple[Verdict, str]:
+        """Let somebody prove that they know the password; returns with the verdict where they typed it.
 
         ``right``; ``wrong`` when all tries are used up or nobody can type; ``left`` when the question was
         given up (Ctrl-C, Ctrl-D) although ``may_leave``. Otherwise giving up is a wrong answer.
@@ -43,18 +43,18 @@ class Password:
                 while not self._answers and self._keyboard.descriptors():
                     attend(self._keyboard, self._children)
                 if not self._answers:
-                    return "wrong"
-                answer = self._answers.pop()
+                    return "wrong", ""
+                answer, terminal = self._answers.pop(), question.terminal
                 if answer is None and may_leave:
-                    return "left"
+                    return "left", terminal
                 if answer is not None and _is_right(answer, hashed, library):
                     self._wrong = 0
-                    return "right"
+                    return "right", terminal
                 self._wrong += 1
                 said = f"this is not the password, try {self._wrong} of {TRIES}"
                 if self._wrong >= TRIES:
                     self._console.warning(said)
-                    return "wrong"
+                    return "wrong", terminal
                 delay = _FIRST_DELAY * 2 ** (self._wrong - 1)
                 self._console.warning(f"{said}; the next one in {delay:.0f} s")
                 self._pause(delay)

@@ -55,8 +55,13 @@ class Policy:
         """What ``rd.emergency`` asks for when a shell is left that was opened after a failure."""
         return self._emergency
 
-    def run_shell(self, stage: str, children: Children, console: Console, *, failed: bool) -> Ending:
-        """Let people work, on every console, until one of them leaves a shell."""
+    def run_shell(
+        self, stage: str, children: Children, console: Console, *, failed: bool, only: str = ""
+    ) -> Ending:
+        """Let people work until one of them leaves a shell.
+
+        There is one on every console, or, where somebody gave the password, on the terminal ``only``.
+        """
         from pyinit.rescue import sessions
 
         leaving = f"exit or Ctrl-D goes on with {stage}"
@@ -71,6 +76,8 @@ class Policy:
             "PYTHONPATH": "/usr/lib/pyinit",
         }
         remove_if_there(CONTINUE_PATH)
+        if only:
+            return sessions.run(self._shell, [sessions.device_behind(only)], environment, children, console)
         terminals = sessions.terminals_of_people(self._ctty, console)
         ending = sessions.run(self._shell, terminals, environment, children, console)
         if ending == "failed" and terminals != ["/dev/console"]:

@@ -205,8 +205,12 @@ def test_the_password_is_asked_for_on_every_console(start: Start) -> None:
     vm.expect(r"this is not the password, try 1 of 3; the next one in 2 s\n" + QUESTION + r"\*{7}$")
     vm.screen.wait_for(r"\*{5}\n.*try 1 of 3")
     vm.send_line(PASSWORD[len(half) :])
-    Shell.rescue(vm, "pre-trigger")
-    assert "*" * 7 not in vm.screen.text()
+    shell = Shell.rescue(vm, "pre-trigger")
+    # Who sits at the other one has not given the password.
+    vm.keyboard.type("pyinit status\n")
+    shell.check("pyinit status")
+    assert "*" * 7 not in vm.screen.text() and "pyinit:pre-trigger" not in vm.screen.text()
+    assert "asked for:" not in vm.screen.text()
     vm.stop()
 
 

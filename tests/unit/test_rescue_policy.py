@@ -130,8 +130,8 @@ def test_any_text_is_a_hash_or_is_none(text: str) -> None:
 class Desk:
     """A console, and somebody who types lines at it as soon as each question appears."""
 
-    def __init__(self, controller: int) -> None:
-        self.controller = controller
+    def __init__(self, controller: int, path: str) -> None:
+        self.controller, self.path = controller, path
         record = Record("1", "6.1")
         self.record = record
         self.keyboard = Keyboard()
@@ -158,7 +158,9 @@ class Desk:
         person = threading.Thread(target=type_lines)
         person.start()
         try:
-            return self.password.ask(hashed, library, may_leave=may_leave)
+            verdict, terminal = self.password.ask(hashed, library, may_leave=may_leave)
+            assert terminal == (self.path if lines else "")
+            return verdict
         finally:
             person.join()
 
@@ -170,7 +172,7 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setattr(keyboard_module, "active_consoles", lambda: [path])
     monkeypatch.setattr(Console, "write", lambda self, text: None)
     monkeypatch.setattr(password_module, "_FIRST_DELAY", 0.01)
-    yield Desk(controller)
+    yield Desk(controller, path)
     os.close(controller)
     os.close(device)
 
