@@ -128,6 +128,8 @@ _BY_NODE = (
 )
 # Its label and UUID are gone.
 _BY_PARTITION = ("superblock destroyed",)
+# Its partition has the names of the root's.
+_BY_FILESYSTEM = ("damaged second disk",)
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ def draw(seed: str, number: int, faults: Sequence[str] = tuple(FAULTS)) -> Scena
         spellings = (*SPELLINGS, "node")
     elif fault.name in _BY_PARTITION:
         spellings = ("PARTUUID", "PARTLABEL")
+    elif fault.name in _BY_FILESYSTEM:
+        spellings = ("UUID", "LABEL")
     return Scenario(
         number=number,
         fault=fault.name,

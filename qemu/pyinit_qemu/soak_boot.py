@@ -345,6 +345,9 @@ class _Boot:
             case "disk pulled" if self.pulled:
                 self._end(vm)
             case "read errors" | "hang":
+                if self.root.errors:
+                    # The kernel looks for partitions when a disk appears, and not again.
+                    return False
                 vm.faults.heal(self.root)
             case "udevd stopped":
                 shell.check(_WAKE_UDEVD)
