@@ -16,7 +16,7 @@ from pyinit.root.mount import SYSROOT
 from pyinit.text import printable
 
 if TYPE_CHECKING:
-    from pyinit.rescue.password import Password
+    from pyinit.rescue.password import Password, Verdict
     from pyinit.rescue.sessions import Ending
 
 # So often in a row a failure may find no console with somebody at it.
@@ -93,14 +93,15 @@ class Guard:
     def _open_shell(self, stage: str, *, asked_for: bool) -> Ending:
         """The one way to a shell.
 
-        First what was opened with a secret is closed, then whoever is there shows that they may have it. A
-        shell that a person ``asked_for`` can be done without.
+        First what was opened with a secret is closed, then whoever is there shows that they may have it: who
+        sits at another console has shown nothing. A shell that a person ``asked_for`` can be done without.
         """
         context, policy = self._context, self.policy()
         console = context.console
         self._close_volumes(policy)
+        only = ""
         if policy.level == "password":
-            verdict = self._ask_password(policy, asked_for)
+            verdict, only = self._ask_password(policy, asked_for)
             if verdict == "left":
                 console.notice("no shell is opened; the boot goes on")
                 return "left"
@@ -108,7 +109,7 @@ class Guard:
                 policy.give_up("the password of the rescue shell was not given", console)
         # The shells have the terminals for themselves.
         context.keyboard.close()
-        ending = policy.run_shell(stage, context.children, console, failed=not asked_for)
+        ending = policy.run_shell(stage, context.children, console, failed=not asked_for, only=only)
         context.keyboard.reopen()
         return ending
 
@@ -122,13 +123,15 @@ class Guard:
                 f"what was opened with a secret stays open ({printable(why)})", self._context.console
             )
 
-    def _ask_password(self, policy: Policy, asked_for: bool) -> str:
+    def _ask_password(self, policy: Policy, asked_for: bool) -> tuple[Verdict, str]:
+        """What came of it, and where the right one was typed."""
         context = self._context
         if self._password is None:
             from pyinit.rescue.password import Password
 
             self._password = Password(context.prompt, context.keyboard, context.children, context.console)
-        return self._password.ask(policy.password, policy.library, may_leave=asked_for)
+        verdict = self._password.ask(policy.password, policy.library, may_leave=asked_for)
+        return verdict, self._password.terminal
 
     def policy(self) -> Policy:
         """What is allowed here: the sealed policy and the command line together."""

@@ -27,6 +27,8 @@ class Password:
         self._keyboard = keyboard
         self._children = children
         self._console = console
+        self.terminal = ""
+        """Where the password was typed that was right."""
         self._wrong = 0
         self._answers: list[bytearray | None] = []
 
@@ -49,6 +51,7 @@ class Password:
                     return "left"
                 if answer is not None and _is_right(answer, hashed, library):
                     self._wrong = 0
+                    self.terminal = question.terminal
                     return "right"
                 self._wrong += 1
                 said = f"this is not the password, try {self._wrong} of {TRIES}"

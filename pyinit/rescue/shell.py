@@ -55,8 +55,13 @@ class Policy:
         """What ``rd.emergency`` asks for when a shell is left that was opened after a failure."""
         return self._emergency
 
-    def run_shell(self, stage: str, children: Children, console: Console, *, failed: bool) -> Ending:
-        """Let people work, on every console, until one of them leaves a shell."""
+    def run_shell(
+        self, stage: str, children: Children, console: Console, *, failed: bool, only: str
+    ) -> Ending:
+        """Let people work, on every console, until one of them leaves a shell.
+
+        ``only``: the one console where a person may have it; empty for all.
+        """
         from pyinit.rescue import sessions
 
         leaving = f"exit or Ctrl-D goes on with {stage}"
@@ -71,9 +76,10 @@ class Policy:
             "PYTHONPATH": "/usr/lib/pyinit",
         }
         remove_if_there(CONTINUE_PATH)
-        terminals = sessions.terminals_of_people(self._ctty, console)
+        terminals = [sessions.device_behind(only)] if only else []
+        terminals = terminals or sessions.terminals_of_people(self._ctty, console)
         ending = sessions.run(self._shell, terminals, environment, children, console)
-        if ending == "failed" and terminals != ["/dev/console"]:
+        if ending == "failed" and not only and terminals != ["/dev/console"]:
             ending = sessions.run(self._shell, ["/dev/console"], environment, children, console)
         return ending
 

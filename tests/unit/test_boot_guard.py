@@ -38,7 +38,7 @@ class FakePolicy:
         self.clock = clock
         self.shells = 0
 
-    def run_shell(self, stage: str, children: object, console: object, *, failed: bool) -> str:
+    def run_shell(self, stage: str, children: object, console: object, *, failed: bool, only: str) -> str:
         self.shells += 1
         self.clock()
         return self.ending
