@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from pyinit_image.access import make_hash
 from pyinit_qemu import Disk, Machine
 from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.shell import Shell
 from pyinit_qemu.witness import Witness
 
 pytestmark = pytest.mark.boot
+
+LISTED_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
 Start = Callable[..., Machine]
 Testimony = Callable[[Machine], Witness]
@@ -109,3 +112,30 @@ def test_rd_words_of_the_shell(start: Start) -> None:
     shell.leave()
     vm.expect("the rescue shell was left; reboot in 10 s")
     assert vm.finish(goal="shutdown").shutdown == "guest-reset"
+
+
+@pytest.mark.fault("A6")
+def test_a_password_opens_the_shell_only_where_it_was_typed(
+    start: Start, image: Callable[..., Path], tmp_path: Path, witness_of: Testimony
+) -> None:
+    hashed = tmp_path / "rescue.hash"
+    hashed.write_text(f"{make_hash(bytearray(b'open sesame'))}\n")
+    sealed = image(mode="list", modules=LISTED_MODULES, rescue="password", rescue_password_file=hashed)
+    vm = start("root=LABEL=gone rd.timeout=90 console=tty0 console=ttyS0", vga=True, initrd=sealed)
+    question = "Password of the rescue shell: "
+    vm.expect(r"keys: s opens a shell, w waits 90 s longer\n")
+    vm.send_bytes(b"s")
+    vm.expect(question)
+    vm.send_bytes(b"\x03")
+    vm.expect("no shell is opened; the boot goes on")
+    vm.expect(r"waiting for root: LABEL=gone since [56] s")
+    vm.send_bytes(b"s")
+    vm.expect(question)
+    vm.screen.wait_for(rf"^{question}$")
+    vm.send_line("open sesame")
+    shell = Shell.rescue(vm, "initqueue")
+    vm.keyboard.type("echo in''side\n")
+    shell.check("pyinit set root=LABEL=small-root")
+    assert "inside" not in vm.screen.text() and "initqueue#" not in vm.screen.text()
+    shell.leave()
+    witness_of(vm)
