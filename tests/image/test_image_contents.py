@@ -147,7 +147,7 @@ def test_generic_mode_has_the_usual_disks_and_file_systems(image: Callable[..., 
     # An AHCI controller of Intel's, as its modalias reads in sysfs.
     alias = "pci:v00008086d00002922sv00001AF4sd00001100bc01sc06i01"
     assert any(fnmatch.fnmatchcase(alias, pattern) for pattern in patterns["ahci"])
-    assert "fs-xfs" in patterns["xfs"]
+    assert "fs_xfs" in patterns["xfs"]
 
 
 def test_first_and_last(small: Image) -> None:
