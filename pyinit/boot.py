@@ -19,18 +19,18 @@ from pyinit.devices.udev import Devices, UdevDaemon
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import ShellWanted, Waiter, Want, describe
 from pyinit.errors import BootError
-from pyinit.kernel import mountinfo
+from pyinit.kernel import memory, mountinfo
 from pyinit.kernel.console import LOG_PATH
+from pyinit.kernel.ending import end_machine
 from pyinit.kernel.files import is_mounted, link_if_possible, read_if_there, write_if_possible
 from pyinit.kernel.filesystems import mount_api_filesystems
 from pyinit.kernel.leftovers import end_leftovers
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.syscalls import MNT_DETACH, MS, REBOOT_CAD_OFF, REBOOT_CAD_ON, reboot, umount2
-from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import now
 from pyinit.report import Reporter
 from pyinit.rescue.guard import Guard
-from pyinit.rescue.shell import end_machine, loosening
+from pyinit.rescue.shell import loosening
 from pyinit.root import belongs, fsck
 from pyinit.root.mount import SYSROOT, MountSpec, mount_filesystem, parse_options, root_mount
 from pyinit.storage import assemblers
@@ -85,7 +85,9 @@ class Boot(Context):
 
     def read_command_line(self) -> None:
         """What was asked for: the sealed configuration, the command line, what the rescue shell set."""
+        memory.check()
         if not os.path.exists(sealed.SENTINEL_PATH):
+            memory.check_unpacked()
             raise BootError(
                 "E-IMAGE",
                 "the initramfs is not complete: its last part is missing",
@@ -118,7 +120,9 @@ class Boot(Context):
             self.console,
             [word for line in self.sources for word in parse_command_line(line).words],
             config.drivers_never,
+            patience=self.patience,
         )
+        self.patience.limit = config.timeout
         self.spec = devspec.parse_spec(config.root) if config.root else None
         self.assemblers[:] = assemblers(self)
 
@@ -199,8 +203,9 @@ class Boot(Context):
     def check_root(self) -> None:
         """What was mounted is a root file system with an init that can be executed."""
         requested, candidates = self._permitted_init()
-        warnings = switch_root.check_root(SYSROOT, requested)
-        self.init = switch_root.resolve_init(SYSROOT, requested, candidates)
+        look = self.patience.call
+        warnings = look(f"reading {SYSROOT}", switch_root.check_root, SYSROOT, requested)
+        self.init = look(f"reading {SYSROOT}", switch_root.resolve_init, SYSROOT, requested, candidates)
         for warning in (*warnings, *self.init.warnings):
             self.console.warning(warning)
 
@@ -209,24 +214,21 @@ class Boot(Context):
         for stack in self.assemblers:
             stack.forget()
         self.drivers.finish()
+        self.patience.finish()
+        self.children.end_reserve()
         if self.daemon is not None:
             self.daemon.stop()
             self.daemon = None
         _write_blacklist(())
-        killed = end_leftovers(LEFTOVER_TIMEOUT)
-        self.record.data["handover"] = {
-            "at": 0,
-            "init": "",
-            "method": "",
-            "killed": [left._asdict() for left in killed],
-        }
-        for left in killed:
-            self.console.warning(f"process {left.pid} ({left.command}) was still there: {left.outcome}")
+        self.record.data["handover"] = {"at": 0, "init": "", "method": "", "orphans": 0, "killed": []}
+        self._end_leftovers()
         udev.clean_database()
 
     def switch(self) -> None:
         """The point of no return."""
         assert self.init is not None
+        # Those of a person who looked at the root before it is entered.
+        self._end_leftovers()
         timeline = read_if_there(f"{os.path.dirname(__file__)}/record.py")
         handover = self.record.data["handover"]
         handover["init"] = printable(self.init.path)
@@ -240,7 +242,9 @@ class Boot(Context):
             stage["outcome"] = "done"
             handover["method"] = method
             write_if_possible(TIMELINE_PATH, timeline)
-            write_if_possible(RECORD_PATH, self.record.encode())
+            self.guard.write_record()
+            if self.watchdog:
+                self.watchdog.feed()
             if self.report:
                 self.report.send("record", {"record": self.record.data})
 
@@ -298,6 +302,14 @@ class Boot(Context):
                 requested = trusted
         return requested or None, candidates
 
+    def _end_leftovers(self) -> None:
+        killed = end_leftovers(LEFTOVER_TIMEOUT)
+        handover = self.record.data["handover"]
+        handover["orphans"] = self.children.orphans
+        handover["killed"] += [left._asdict() for left in killed]
+        for left in killed:
+            self.console.warning(f"process {left.pid} ({left.command}) was still there: {left.outcome}")
+
     def _arguments_set_here(self) -> list[bytes]:
         """What stands behind `--` in the words that were set in the rescue shell: arguments for init."""
         lines = read_if_there(OVERRIDES).splitlines()
@@ -308,9 +320,12 @@ class Boot(Context):
 
         Every failure is explained and followed by the rescue policy.
         """
+        stopped = broken = False
         while True:
             entry = None
             try:
+                if stopped and self._must_start_again(broken):
+                    return False
                 if name in self.config.breaks and name not in self._breaks_done:
                     self._breaks_done.add(name)
                     self.guard.stop_before(name)
@@ -325,27 +340,31 @@ class Boot(Context):
                     self.report.send("stage", {"name": name})
                 if name != "cmdline":
                     self._call_hooks(name)
+                self.children.reserve.keep()
+                self._find_watchdog(name)
                 stage()
+                self.children.reap()
+                self.children.check_memory()
                 if name == "cmdline":
                     self._call_hooks(name)
+                entry.update(end=now(), outcome="done")
+                return True
             except ShellWanted:
                 if entry:
                     entry.update(end=now(), outcome="interrupted")
                 self.guard.stop_in(name)
-                if self._must_start_again():
-                    return False
-                continue
+                stopped = True
             except BaseException as caught:
                 exception = self._explain_silence(caught)
+                if isinstance(exception, BootError):
+                    code = exception.code
+                else:
+                    code = "E-MEM" if isinstance(exception, MemoryError) else "E-INTERNAL"
+                broken = code == "E-IO"
                 if entry:
-                    code = exception.code if isinstance(exception, BootError) else "E-INTERNAL"
-                    entry.update(end=now(), outcome=code)
-                self.guard.fail(name, exception)
-                if self._must_start_again(isinstance(exception, BootError) and exception.code == "E-IO"):
-                    return False
-                continue
-            entry.update(end=now(), outcome="done")
-            return True
+                    entry["outcome"] = code
+                self.guard.fail(name, exception, entry)
+                stopped = True
 
     def _call_hooks(self, stage: str) -> None:
         """The hooks that were built into the image for this stage."""
@@ -364,6 +383,26 @@ class Boot(Context):
             SYSROOT if is_mounted(SYSROOT) else "",
         )
         hooks.call(function, names, self._hooks_done, facts, self.children, self.console)
+
+    def _find_watchdog(self, stage: str) -> None:
+        """Start the watchdog that was asked for, once its driver is there."""
+        seconds = self.config.watchdog
+        if not seconds:
+            return
+        if self.watchdog is None:
+            from pyinit.kernel.watchdog import Watchdog
+
+            self.watchdog = Watchdog()
+            self.record.progress = self.watchdog.feed
+        if self.watchdog.running:
+            return
+        if self.watchdog.start(seconds):
+            limit = self.watchdog.seconds
+            self.console.info(f"the watchdog resets this machine after {limit} s without progress")
+            if limit != seconds:
+                self.console.warning(f"the watchdog counts to {limit} s, not to {seconds} s")
+        elif stage == "pre-mount":
+            self.console.warning("rd.pyinit.watchdog: this machine has no watchdog, or the image no driver")
 
     def _explain_silence(self, exception: BaseException) -> BaseException:
         """``E-IO`` in place of what failed because the device of the mounted root no longer answers."""
@@ -426,7 +465,7 @@ class Boot(Context):
         spec = root_mount(self.root.path, found, config.rootflags, verdict.writable and not config.read_only)
         if not verdict.writable:
             spec = spec.adding(fsck.read_only_data(found))
-        mount_filesystem(spec, config.rootfstype, self.modules, self.console)
+        mount_filesystem(spec, config.rootfstype, self.modules, self.console, self.patience)
         self.mounted_here = True
 
     def _mount_other(self, one: belongs.Wanted) -> None:
@@ -453,7 +492,7 @@ class Boot(Context):
         if not writable:
             spec = spec.adding(fsck.read_only_data(found))
         named = () if one.fstype in ("auto", "", found) else (one.fstype,)
-        mount_filesystem(spec, named, self.modules, self.console, printable(one.target))
+        mount_filesystem(spec, named, self.modules, self.console, self.patience, printable(one.target))
 
     def _check_filesystem(self, name: str, device: DeviceView, fstype: str) -> fsck.Verdict:
         checker = fsck.Checker(self.config, self.children, self.console, self.keyboard)

@@ -20,6 +20,7 @@ from pyinit.kernel.files import is_mounted, read_if_there
 from pyinit.kernel.keyboard import Keyboard
 from pyinit.kernel.keymap import Keymap
 from pyinit.kernel.modules import Modules
+from pyinit.kernel.patience import Patience
 from pyinit.kernel.process import Children
 from pyinit.kernel.syscalls import MNT_DETACH, umount2
 from pyinit.record import Record
@@ -29,6 +30,7 @@ from pyinit.text import printable
 
 if TYPE_CHECKING:
     from pyinit.kernel.prompt import Prompt
+    from pyinit.kernel.watchdog import Watchdog
 
 
 # Seconds that setting the layout of the keyboard may take.
@@ -46,7 +48,10 @@ class Context:
         self.record = Record(VERSION, os.uname().release, started)
         self.console = Console(self.record)
         self.keyboard = Keyboard()
-        self.children = Children(self.record)
+        self.children = Children(self.record, self.console.warning)
+        self.patience = Patience(self.console)
+        self.watchdog: Watchdog | None = None
+        """When one was asked for."""
         self.report: Reporter | None = None
         self.sealed: sealed.SealedConfig | None = None
         self.sources: tuple[bytes, ...] = ()

@@ -23,6 +23,9 @@ CODES: dict[str, str] = {
     "E-INIT": "the new root has no init that can be executed",
     "E-HOOK": "a boot hook of the machine's owner failed",
     "E-SWITCH": "the switch to the new root failed",
+    "E-HANG": "the kernel does not come back from a call, because a device does not answer",
+    "E-FORK": "no process can be started",
+    "E-MEM": "there is too little memory",
     "E-INTERNAL": "a defect of pyinit itself",
 }
 

@@ -84,13 +84,12 @@ class Moment:
         """Run a program of the image, by its whole path, and wait for its end for ``timeout`` seconds.
 
         Raises :class:`RuntimeError` when it fails or takes longer; OSError when it cannot be started. Its
-        output goes to the console.
+        output goes to the console. One that the kernel killed for want of memory is started once more.
         """
-        pid = self._children.start(argv)
-        status = self._children.wait(pid, timeout)
+        status = self._children.run(argv, timeout)
         command = printable(" ".join(argv))
         if status is None:
-            raise RuntimeError(f"{command} (process {pid}) has not ended after {timeout:.0f} s")
+            raise RuntimeError(f"{command} has not ended after {timeout:.0f} s")
         if status:
             why = f"exit status {status}" if status > 0 else f"signal {-status}"
             raise RuntimeError(f"{command} failed: {why}")

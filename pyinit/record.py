@@ -28,13 +28,15 @@ Schema 1; every time is in microseconds of CLOCK_MONOTONIC, which starts with th
 ``messages``
     ``at``, ``level``, ``text``: what was logged.
 ``handover``
-    ``at``, ``init``, ``method`` (``pivot_root`` or ``move``), ``killed`` (leftover processes).
+    ``at``, ``init``, ``method`` (``pivot_root`` or ``move``), ``orphans`` (how many processes of others were
+    reaped), ``killed`` (leftover processes).
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
@@ -45,6 +47,10 @@ MAX_MESSAGES = 500
 def now() -> int:
     """Microseconds of CLOCK_MONOTONIC."""
     return monotonic_ns() // 1000
+
+
+def _nothing() -> None:
+    pass
 
 
 class Record:
@@ -69,9 +75,13 @@ class Record:
             "handover": None,
         }
 
+        self.progress: Callable[[], None] = _nothing
+        """Called whenever something has happened that brings the boot on; messages do not."""
+
     def add(self, kind: str, **facts: object) -> dict[str, Any]:
         """Append an entry to the list ``kind``; the caller may complete the returned entry later."""
         self.data[kind].append(facts)
+        self.progress()
         return facts
 
     def message(self, level: str, text: str) -> None:
@@ -81,9 +91,10 @@ class Record:
             del messages[0]
         messages.append({"at": now(), "level": level, "text": text})
 
-    def encode(self) -> bytes:
-        """The record as JSON in ASCII."""
-        return json.dumps(self.data, separators=(",", ":")).encode("ascii")
+    def encode(self, *, messages: bool = True) -> bytes:
+        """The record as JSON in ASCII, without the messages if they are too much."""
+        data = self.data if messages else {**self.data, "messages": []}
+        return json.dumps(data, separators=(",", ":")).encode("ascii")
 
 
 # What timeline() and the rescue shell need of each entry; kinds in one tuple are alternatives.

@@ -461,9 +461,11 @@ def _change_root(plan: Plan, root: str, warn: Say) -> str:
                 os.fchdir(top)
                 return _enter(warn)
         raise AssertionError("a plan ends with entering the new root")
-    except OSError as error:
+    except BaseException as error:
         undone = [_move_back(done) for done in reversed(moved)]
         os.chdir("/")
+        if not isinstance(error, OSError):
+            raise  # A defect, or no memory: but a rescue shell needs its /dev all the same.
         raise BootError(
             "E-SWITCH",
             f"the switch to {root} failed: {step.describe()}: {error.strerror}",

@@ -506,6 +506,21 @@ OPTIONS: Final[tuple[Option, ...]] = (
         high=2**31 - 1,
     ),
     Option(
+        "rd.pyinit.watchdog",
+        "number",
+        _RESCUE,
+        "=SECONDS",
+        "off",
+        "Start the hardware's watchdog (`/dev/watchdog`): it resets the machine when the boot has made no "
+        "progress for so many seconds: no stage, module, program or mount was done, no device appeared. "
+        "Choose more than the longest wait that is normal. While the rescue shell is open it waits until "
+        "nobody has typed anything for five minutes. It is never stopped: the real system takes it over "
+        "running. Its driver comes into the image with `--feature watchdog`.",
+        "pre-udev",
+        low=1,
+        high=65_535,
+    ),
+    Option(
         "rd.pyinit.report",
         "device",
         _RESCUE,
@@ -673,6 +688,8 @@ class BootConfig(NamedTuple):
     ctty: str
     """Device node, or empty for the console."""
     panic: int | None
+    watchdog: int | None
+    """Seconds without progress after which the machine is to be reset; None: never."""
     report: str
     """Device node of the result channel, or empty."""
     drivers_first: tuple[str, ...]
@@ -731,6 +748,7 @@ def boot_config(*sources: bytes) -> BootConfig:
         emergency=get.choice("rd.emergency"),
         ctty=get.device("rd.ctty"),
         panic=get.number("panic"),
+        watchdog=get.number("rd.pyinit.watchdog"),
         report=get.device("rd.pyinit.report"),
         drivers_first=get.modules("rd.driver.pre"),
         drivers_late=get.modules("rd.driver.post"),

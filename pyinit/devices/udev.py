@@ -20,6 +20,8 @@ from typing import Any
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
+from pyinit.kernel.files import read_if_there
+from pyinit.kernel.memory import MIB, total
 from pyinit.kernel.process import Children
 from pyinit.kernel.syscalls import datagram_socket
 from pyinit.text import printable
@@ -29,6 +31,9 @@ DATABASE = "/run/udev/data"
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
 MAX_RESTARTS = 3
+# A storm of events must not have a small machine's workers use up its memory.
+SMALL_MEMORY = 512 * MIB
+WORKER_MEMORY = 64 * MIB
 # Room for the events of a few thousand disks; the kernel charges it only when it is used.
 RECEIVE_BUFFER = 64 * 1024 * 1024
 
@@ -60,8 +65,12 @@ class UdevDaemon:
         }
         # Owners and groups are looked up by the real system's udevd; without a user database they cannot be.
         argv = [self._path, "--resolve-names=never"]
+        if total() < SMALL_MEMORY:
+            # Its own rule is ten workers at the least. rd.udev.children_max= overrules this number.
+            argv.append(f"--children-max={max(2, total() // WORKER_MEMORY)}")
         try:
-            self._pid = self._children.start(argv, environment=environment)
+            # Without it there are no devices; its workers set themselves to 0.
+            self._pid = self._children.start(argv, environment=environment, oom_score_adj=-1000)
         except OSError as error:
             raise BootError(
                 "E-UDEV",
@@ -69,11 +78,6 @@ class UdevDaemon:
                 advice=("Build the image again: pyinit-image build -o IMAGE",),
             ) from error
         self._starts += 1
-        try:
-            with open(f"/proc/{self._pid}/oom_score_adj", "wb") as file:
-                file.write(b"-1000")
-        except OSError:
-            pass
 
     def wait_ready(self) -> None:
         """Wait until udevd listens, starting it if it does not run.
@@ -84,6 +88,7 @@ class UdevDaemon:
             self.start()
         if self._notify < 0:
             return
+        self.wake()
         deadline = monotonic() + START_TIMEOUT
         poll = select.poll()
         poll.register(self._notify, select.POLLIN)
@@ -117,9 +122,18 @@ class UdevDaemon:
         self.wait_ready()
         return True
 
+    def wake(self) -> None:
+        """Let udevd go on if somebody has stopped it (SIGSTOP): a device would be waited for in vain."""
+        state = read_if_there(f"/proc/{self._pid}/stat").rpartition(b") ")[2][:1] if self._pid else b""
+        if state == b"T":
+            self._console.warning("udevd was stopped (SIGSTOP); it is told to go on")
+            self._signal(18)
+
     def ask_to_stop(self) -> None:
         """Let udevd finish and end, without waiting for it."""
         self._signal(15)
+        # A stopped process does not see it before it is continued.
+        self._signal(18)
 
     def stop(self) -> None:
         """Wait until udevd has ended, after :meth:`ask_to_stop`; kill it and its workers when it does not."""

@@ -192,6 +192,7 @@ class Waiter:
                 self._coldplugged = True
                 trigger_devices(everything=True)
             if moment >= notice:
+                self._daemon.wake()
                 notice = moment + PATIENCE if held else self._tell(want, moment, asked, deadline)
             times = [notice, grace, *(stack.wake() for stack in self._assemblers)]
             if deadline is not None and not found and not held:
@@ -222,6 +223,7 @@ class Waiter:
         action = ""
         if self._children.watch() in ready:
             self._children.woken()
+            self._children.check_memory()
             if self._daemon.restart_if_dead():
                 action = self._reopen(poll)
                 trigger_devices(everything=self._coldplugged)
@@ -232,6 +234,7 @@ class Waiter:
             try:
                 for action, view in self._devices.events():
                     counters["read"] += 1
+                    self._console.record.progress()
                     if self._console.verbose:
                         self._console.debug(f"udev: {printable(action)} {printable(view.name)}")
                     if action == "remove":

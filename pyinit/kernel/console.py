@@ -83,6 +83,14 @@ class Console:
         for message in self.record.data["messages"]:
             self._write_log(message["at"], message["text"])
 
+    def empty_log(self) -> None:
+        """Give up the log in /run, for what needs its room more."""
+        if self._log >= 0:
+            try:
+                os.ftruncate(self._log, 0)
+            except OSError:
+                pass
+
     def debug(self, text: str) -> None:
         """Only for the record and the log file, unless ``rd.debug`` asks for more."""
         if self.verbose:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock
 
 from pyinit.kernel.console import Console
 from pyinit.kernel.modules import Modules
+from pyinit.kernel.patience import start_thread
 
 PATIENCE = 5.0
 
@@ -39,7 +39,8 @@ class Drivers:
             if self._current is not None:
                 return  # It looks once more when it is through.
             self._current = modules
-        start_new_thread(self._run, ())
+        if not start_thread(self._run):
+            self._run()
 
     @property
     def busy(self) -> bool:
@@ -78,8 +79,6 @@ class Drivers:
             self.woken()
 
     def _run(self) -> None:
-        # Signals are for the main thread, whose poll(2) they must end.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         # First of all, so that everything else is done while devices are probed (on Linux a thread has a nice
         # value of its own, setpriority(2)).
         try:

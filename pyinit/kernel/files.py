@@ -15,12 +15,19 @@ def read_if_there(path: str) -> bytes:
 
 
 def write_if_possible(path: str, data: bytes) -> bool:
-    """Write a file for root's eyes only; False when that failed: a full /run does not stop a boot."""
+    """Write a file for root's eyes only; False when that failed: a full /run does not stop a boot.
+
+    Half of a file would be worse than none, so then there is none.
+    """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
         with open(fd, "wb") as file:
             file.write(data)
     except OSError:
+        remove_if_there(path)
         return False
     return True
 

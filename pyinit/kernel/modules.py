@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from errno import EEXIST
+from errno import EEXIST, ENOMEM
 from fnmatch import fnmatchcase
 from stat import S_IFCHR
 
 from pyinit.config.cmdline import Word
 from pyinit.config.sealed import ModuleIndex, underscored
+from pyinit.kernel import memory
 from pyinit.kernel.console import Console
+from pyinit.kernel.patience import Patience
 from pyinit.kernel.syscalls import MODULE_INIT_COMPRESSED_FILE, finit_module
 from pyinit.record import now
 from pyinit.text import printable
@@ -44,10 +46,12 @@ class Modules:
         blacklist: Collection[str] = (),
         load: Callable[[int, str, int], None] = finit_module,
         is_live: Callable[[str], bool] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.index = index
         self._console = console
         self._load = load
+        self._patience = patience or Patience(console)
         self._is_live = is_live or _is_live
         self._options = _command_line_options(words)
         self._blacklist = {name.replace("-", "_") for name in blacklist}
@@ -148,11 +152,14 @@ class Modules:
             try:
                 options = " ".join(filter(None, (entry.options, self._options.get(name, ""), more)))
                 flags = MODULE_INIT_COMPRESSED_FILE if entry.path.endswith(_COMPRESSED) else 0
-                self._load(fd, options, flags)
+                # A driver looks at its devices before the kernel returns.
+                self._patience.call(f"loading {printable(name)}", self._load, fd, options, flags)
             finally:
                 os.close(fd)
             result = "loaded"
         except OSError as error:
+            if error.errno == ENOMEM:
+                raise memory.too_small(f"there is no memory for the module {printable(name)}") from error
             result = "present" if error.errno == EEXIST else str(error.strerror)
             if error.errno != EEXIST:
                 say(f"module {printable(name)} cannot be loaded: {error.strerror}")

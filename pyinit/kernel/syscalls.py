@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from errno import ENOSYS
+from errno import EINTR, ENOSYS
 from typing import NoReturn
 
 
@@ -75,6 +75,17 @@ _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "
 _NR_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347, "armv7l": 382}
 _RENAME_EXCHANGE = 2
 
+_NR_RT_SIGPROCMASK = {
+    "x86_64": 14,
+    "aarch64": 135,
+    "riscv64": 135,
+    "ppc64le": 174,
+    "s390x": 175,
+    "armv7l": 175,
+}
+_SIG_SETMASK = 2
+ALL_SIGNALS = (1 << 64) - 1
+
 # include/linux/socket.h, include/linux/net.h
 _AF_UNIX, _SOCK_DGRAM, _SOCK_CLOEXEC = 1, 2, 0o2000000
 
@@ -98,8 +109,9 @@ def mount(
     source: str | None, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None
 ) -> None:
     """mount(2). ``data`` is the file system's own option string."""
-    if _libc.mount(_bytes(source), os.fsencode(target), _bytes(fstype), int(flags), _bytes(data)):
-        _fail(target)
+    arguments = (_bytes(source), os.fsencode(target), _bytes(fstype), int(flags), _bytes(data))
+    while _libc.mount(*arguments):
+        _fail_unless_interrupted(target)
 
 
 def umount2(target: str, flags: int = 0) -> None:
@@ -178,6 +190,16 @@ def crypt(library: str, phrase: bytearray, setting: bytes) -> bytes | None:
         ctypes.memset(scratch, 0, len(scratch))
 
 
+def set_signal_mask(mask: int) -> int:
+    """rt_sigprocmask(2): let the calling thread block the signals whose bits are set; returns those before.
+
+    glibc's own function leaves out 32 and 33, which it keeps to itself.
+    """
+    new, old = (ctypes.c_uint64 * 1)(mask), (ctypes.c_uint64 * 1)()
+    _syscall(None, _number(_NR_RT_SIGPROCMASK), _SIG_SETMASK, new, old, ctypes.sizeof(new))
+    return int(old[0])
+
+
 def statfs_type(path: str | int) -> int:
     """The magic number of the file system that ``path`` (or an open descriptor) is on (statfs(2) f_type)."""
     buffer = (ctypes.c_long * 32)()
@@ -193,9 +215,8 @@ def statfs_type(path: str | int) -> int:
 def _syscall(path: str | None, number: int, *arguments: object) -> int:
     # Variadic: integers must be widened by hand, or the upper half of the register is undefined.
     widened = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
-    result = int(_libc.syscall(ctypes.c_long(number), *widened))
-    if result < 0:
-        _fail(path)
+    while (result := int(_libc.syscall(ctypes.c_long(number), *widened))) < 0:
+        _fail_unless_interrupted(path)
     return result
 
 
@@ -208,6 +229,13 @@ def _number(table: dict[str, int]) -> int:
 
 def _bytes(text: str | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
+
+
+def _fail_unless_interrupted(path: str | None) -> None:
+    # A child ended: its signal ends a call that sleeps (signal(7)), such as loading a module that somebody
+    # else is just loading, too.
+    if ctypes.get_errno() != EINTR:
+        _fail(path)
 
 
 def _fail(path: str | None) -> NoReturn:

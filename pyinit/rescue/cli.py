@@ -17,10 +17,12 @@ from pyinit.config.options import OPTIONS, boot_config, help_text
 from pyinit.config.sealed import CONFIG_PATH, SealedConfig, parse_config
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
+from pyinit.kernel.ending import ACTIONS, end_machine
+from pyinit.kernel.patience import Patience
 from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import decode, timeline
 from pyinit.rescue.explain import FAILURE_PATH, render
-from pyinit.rescue.shell import ACTIONS, CONTINUE_PATH, STAGE_VARIABLE, end_machine
+from pyinit.rescue.shell import CONTINUE_PATH, STAGE_VARIABLE
 from pyinit.text import printable
 
 
@@ -172,7 +174,7 @@ def _mount_root(words: list[str]) -> int:
     parameters = [word for line in lines for word in parse_command_line(line).words]
     blacklist = boot_config(*lines).drivers_never
     modules = Modules(parse_modules(_read(MODULES_PATH)), console, parameters, blacklist)
-    mount.mount_filesystem(plan, (), modules, console)
+    mount.mount_filesystem(plan, (), modules, console, Patience(console))
     print(f"{printable(device.node)} is mounted on {mount.SYSROOT}.")
     try:
         for warning in switch_root.check_root(mount.SYSROOT, None):

@@ -213,6 +213,40 @@ HELP: dict[str, Help] = {
             "Once the root has been changed there is no way back: the machine restarts or powers off.",
         ),
     ),
+    "E-HANG": Help(
+        (
+            "A disk, or its cable or controller, does not answer: the explanation names who owes an answer.",
+            "A driver of another device waits for its hardware or its firmware.",
+        ),
+        (
+            "Leaving the shell waits once more: pull the device out, or switch it on, and leave.",
+            "`rd.driver.blacklist=MODULE` on the kernel command line keeps a driver from being loaded.",
+            "`rd.timeout=SECONDS` is also how long the kernel is waited for; 0 is for ever.",
+        ),
+    ),
+    "E-FORK": Help(
+        (
+            "Something fills the process table: a hook or a rule that starts itself again and again.",
+            "`kernel.pid_max` or `kernel.threads-max` was set too low.",
+            "There is no memory for another process.",
+        ),
+        (
+            "The explanation has the number of processes, the limits and the memory.",
+            "A shell may not start either; then `rd.emergency=` and `panic=` decide what happens.",
+        ),
+    ),
+    "E-MEM": Help(
+        (
+            "The machine, or the virtual machine, has less memory than this image needs.",
+            "`root=` stands in the image only: then the kernel unpacks it into a tmpfs of half the memory.",
+            "`hugepages=` or `crashkernel=` take what would be needed.",
+        ),
+        (
+            "More memory: an image with all drivers boots with 192 MiB.",
+            "A smaller image: `pyinit-image build --mode host`, or `--mode list`.",
+            "`root=` on the boot loader's command line: the kernel then uses a ramfs, which has no limit.",
+        ),
+    ),
     "E-INTERNAL": Help(
         ("A defect of pyinit, or an image whose files do not fit together.",),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyinit.errors import BootError
+from pyinit.kernel import memory
 
 FAILURE_PATH = "/run/pyinit/failure"
 
@@ -18,6 +19,8 @@ def render(error: BootError, stage: str) -> list[str]:
 
 def internal_error(exception: BaseException) -> BootError:
     """Turn any exception into an explanation, its traceback included; never raises."""
+    if isinstance(exception, MemoryError):
+        return memory.too_small("pyinit itself ran out of memory")
     try:
         import traceback
 

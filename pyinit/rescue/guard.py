@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyinit import switch_root
 from pyinit.context import Context
 from pyinit.errors import BootError
 from pyinit.kernel.files import is_mounted, remove_if_there, write_if_possible
 from pyinit.record import PATH as RECORD_PATH
+from pyinit.record import now
 from pyinit.rescue.explain import FAILURE_PATH, internal_error, render
 from pyinit.rescue.shell import CONTINUE_PATH, Policy
 from pyinit.root.mount import SYSROOT
@@ -50,11 +51,16 @@ class Guard:
         remove_if_there(FAILURE_PATH)
         self._open_shell(stage, asked_for=True)
 
-    def fail(self, stage: str, exception: BaseException) -> None:
-        """Explain a failure, keep it for a report, then let the policy decide; returns to try again."""
+    def fail(self, stage: str, exception: BaseException, entry: dict[str, Any] | None = None) -> None:
+        """Explain a failure, keep it for a report, then let the policy decide; returns to try again.
+
+        ``entry`` is the stage's in the boot record, which ends here.
+        """
         context = self._context
         console = context.console
         try:
+            if entry:
+                entry["end"] = now()
             error = exception if isinstance(exception, BootError) else internal_error(exception)
             lines = render(error, stage)
             for line in lines:
@@ -70,7 +76,10 @@ class Guard:
                 except OSError as full:
                     console.warning(f"the report cannot be written: {full.strerror}")
         except BaseException as second:
-            console.write(f"pyinit: E-INTERNAL {type(second).__name__} while explaining a failure\n")
+            try:
+                console.write(f"pyinit: E-INTERNAL {type(second).__name__} while explaining a failure\n")
+            except BaseException:
+                pass  # It may be the console that failed.
         policy = self.policy()
         if isinstance(exception, switch_root.Stranded):
             policy.give_up("the rescue shell went with the initramfs", console)
@@ -110,7 +119,7 @@ class Guard:
                 policy.give_up("the password of the rescue shell was not given", console)
         # The shells have the terminals for themselves.
         context.keyboard.close()
-        ending = policy.run_shell(stage, context.children, console, failed=not asked_for, only=only)
+        ending = self._run_shell(policy, stage, failed=not asked_for, only=only)
         context.keyboard.reopen()
         return ending
 
@@ -132,13 +141,34 @@ class Guard:
             self._password = Password(context.prompt, context.keyboard, context.children, context.console)
         return self._password.ask(policy.password, policy.library, may_leave=asked_for)
 
+    def _run_shell(self, policy: Policy, stage: str, *, failed: bool, only: str) -> Ending:
+        context = self._context
+        end = None
+        if context.watchdog:
+            from pyinit.rescue.sessions import terminals_of_people
+
+            terminals = terminals_of_people(context.config.ctty, context.console)
+            end = context.watchdog.attend(terminals, context.console.notice)
+        try:
+            return policy.run_shell(stage, context.children, context.console, failed=failed, only=only)
+        except BootError as error:  # There is no room for another process.
+            context.console.error(f"{error.code} {error.cause}")
+            return "failed"
+        finally:
+            if end:
+                end()
+
     def policy(self) -> Policy:
         """What is allowed here: the sealed policy and the command line together."""
         return Policy(self._context.sealed, self._context.config)
 
     def write_record(self) -> None:
-        """Keep the boot record as it is now."""
-        write_if_possible(RECORD_PATH, self._context.record.encode())
+        """Keep the boot record as it is now; when there is no room, it is worth more than the log."""
+        record = self._context.record
+        if not write_if_possible(RECORD_PATH, record.encode()):
+            self._context.console.empty_log()
+            if not write_if_possible(RECORD_PATH, record.encode()):
+                write_if_possible(RECORD_PATH, record.encode(messages=False))
 
     def write_report(self, lines: list[str]) -> None:
         """Write the report of a failure; OSError when there is no room for it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, NoReturn
 from pyinit.config.options import BootConfig
 from pyinit.config.sealed import CRYPT, SealedConfig, is_password_hash, strictest
 from pyinit.kernel.console import Console
+from pyinit.kernel.ending import end_machine
 from pyinit.kernel.files import remove_if_there
 from pyinit.kernel.process import Children
-from pyinit.kernel.syscalls import REBOOT_AUTOBOOT, REBOOT_HALT, REBOOT_POWER_OFF, reboot
 
 if TYPE_CHECKING:
     from pyinit.rescue.sessions import Ending
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 STAGE_VARIABLE = "PYINIT_STAGE"
 # Left by the commands that go on with the boot.
 CONTINUE_PATH = "/run/pyinit/continue"
-
-ACTIONS = {"reboot": REBOOT_AUTOBOOT, "halt": REBOOT_HALT, "poweroff": REBOOT_POWER_OFF}
 
 # Without a shell the explanation must stay readable for a moment before the screen is gone.
 _READING_TIME = 10.0
@@ -101,13 +98,3 @@ def loosening(sealed: str, asked: Iterable[str]) -> list[str]:
         for policy in dict.fromkeys(asked)
         if strictest(sealed, policy) != policy
     ]
-
-
-def end_machine(action: str) -> NoReturn:
-    """Write everything out, then reboot, power off or halt."""
-    os.sync()
-    while True:
-        try:
-            reboot(ACTIONS[action])
-        except OSError:
-            time.sleep(10)  # PID 1 may not end, whatever happens.

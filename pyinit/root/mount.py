@@ -11,6 +11,7 @@ from pyinit.config.fstab import split_options
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.modules import Modules
+from pyinit.kernel.patience import Patience
 from pyinit.kernel.syscalls import MS, mount
 from pyinit.record import now
 from pyinit.text import printable
@@ -100,6 +101,7 @@ def mount_filesystem(
     fstypes: tuple[str, ...],
     modules: Modules,
     console: Console,
+    patience: Patience,
     what: str = "the root file system",
 ) -> None:
     """Mount ``what``; ``E-MOUNT`` explains a failure with the kernel's own words.
@@ -115,7 +117,7 @@ def mount_filesystem(
         modules.load_for_filesystem(fstype)
         begin = now()
         try:
-            _mount(attempt)
+            patience.call(f"mounting {printable(spec.source)} ({printable(fstype)})", _mount, attempt)
         except OSError as error:
             failures.append(f"{attempt.describe()}: {error.strerror}")
             last = error

@@ -31,13 +31,19 @@ def recurse() -> None:
 
 
 @pytest.mark.parametrize(
-    "exception", [ValueError("\x1b[2J"), KeyboardInterrupt(), MemoryError(), SystemExit(3)]
+    "exception", [ValueError("\x1b[2J"), KeyboardInterrupt(), SystemExit(3), GeneratorExit()]
 )
 def test_any_exception_becomes_an_explanation(exception: BaseException) -> None:
     error = internal_error(exception)
     assert error.code == "E-INTERNAL"
     assert type(exception).__name__ in error.cause
     assert all(line.isascii() and line.isprintable() for line in render(error, "mount"))
+
+
+def test_want_of_memory_is_explained_with_figures() -> None:
+    error = internal_error(MemoryError())
+    assert error.code == "E-MEM"
+    assert "memory: " in error.found[0] and " MiB available" in error.found[0]
 
 
 def test_endless_recursion_becomes_an_explanation() -> None:

@@ -112,6 +112,7 @@ def test_how_long_to_wait(line: bytes, seconds: int | None) -> None:
 @pytest.mark.parametrize(
     "value", [b"abc", b"-1", b"1e999", b"nan", b"inf", b"", b"9" * 400, b"1_0", b"\xd9\xa3", b"0x10"]
 )
+@pytest.mark.fault("K6")
 @pytest.mark.parametrize("name", [b"rd.timeout", b"rd.retry", b"rootdelay", b"rootwait"])
 @pytest.mark.fault("K6")
 def test_a_time_that_is_none_gives_the_default_and_a_warning(name: bytes, value: bytes) -> None:

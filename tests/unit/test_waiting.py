@@ -72,6 +72,9 @@ class FakeChildren:
 class FakeDaemon:
     """A udevd that runs."""
 
+    def wake(self) -> None:
+        pass
+
     def restart_if_dead(self) -> bool:
         return False
 

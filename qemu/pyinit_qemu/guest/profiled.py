@@ -56,9 +56,9 @@ def _join_in() -> None:
         except OSError as error:
             warn(f"no tracing: {error.strerror}")
 
-    def encode_all(self: record.Record) -> bytes:
+    def encode_all(self: record.Record, *, messages: bool = True) -> bytes:
         self.data["imports"] = imports
-        return encode(self)
+        return encode(self, messages=messages)
 
     boot.mount_api_filesystems = mount_and_trace
     record.Record.encode = encode_all  # type: ignore[method-assign]
