@@ -24,6 +24,7 @@ from .keymap import Keymap
 from .luks import Luks
 from .lvm import Lvm
 from .md import Md
+from .tpm2 import Tpm2
 
 __all__ = [
     "BUILT_IN",
@@ -51,7 +52,7 @@ class Chosen(NamedTuple):
 
 
 #: The features of this package.
-BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks, Lvm, Md)
+BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks, Lvm, Md, Tpm2)
 
 
 def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:
