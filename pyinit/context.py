@@ -18,7 +18,6 @@ from pyinit.kernel.console import Console
 from pyinit.kernel.drivers import Drivers
 from pyinit.kernel.files import is_mounted, read_if_there
 from pyinit.kernel.keyboard import Keyboard
-from pyinit.kernel.keymap import Keymap
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.patience import Patience
 from pyinit.kernel.process import Children
@@ -29,6 +28,7 @@ from pyinit.switch_root import InitChoice
 from pyinit.text import printable
 
 if TYPE_CHECKING:
+    from pyinit.kernel.keymap import Keymap
     from pyinit.kernel.prompt import Prompt
     from pyinit.kernel.watchdog import Watchdog
 
@@ -67,10 +67,10 @@ class Context:
         self.mounted_here = False
         """Whether what is mounted as the root was mounted by PID 1, and not by a person."""
         self.init: InitChoice | None = None
-        self.keymap = Keymap(self.children, self.console)
         self.closed = False
         """Whether the root was unmounted for a shell, because it is on a volume that was closed."""
         self._prompt: Prompt | None = None
+        self._keymap: Keymap | None = None
 
     @property
     def prompt(self) -> Prompt:
@@ -80,6 +80,15 @@ class Context:
 
             self._prompt = Prompt(self.keyboard, self.console)
         return self._prompt
+
+    @property
+    def keymap(self) -> Keymap:
+        """The layout of the keyboards; imported by boots in which somebody types."""
+        if self._keymap is None:
+            from pyinit.kernel.keymap import Keymap
+
+            self._keymap = Keymap(self.children, self.console)
+        return self._keymap
 
     def read_sealed(self) -> sealed.SealedConfig:
         """The sealed configuration; ``E-IMAGE`` when it cannot be read."""

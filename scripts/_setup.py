@@ -40,6 +40,7 @@ PACKAGES = {
     "mtools": "fills them",
     "f2fs-tools": "makes f2fs disks",
     "erofs-utils": "makes erofs disks",
+    "swtpm": "a TPM for virtual machines",
     "zstd": "compresses images",
     "gcc": "compiles the init of a test",
     "libc6-dev": "likewise",

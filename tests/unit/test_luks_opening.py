@@ -368,6 +368,14 @@ def test_a_person_who_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyP
         made.pass_time(60)
 
 
+def test_where_nobody_can_type_nothing_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bench(tmp_path, monkeypatch, f"rd.luks.name={A}=vault")
+    made.plug("sda", A)
+    monkeypatch.setattr(FakeKeyboard, "terminals", lambda self: ())
+    with pytest.raises(BootError, match="E-UNLOCK vault cannot be unlocked: there is no console"):
+        made.react()
+
+
 def test_each_try_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = bench(tmp_path, monkeypatch, f"rd.luks.name={A}=vault rd.luks.timeout=60")
     made.plug("sda", A)
