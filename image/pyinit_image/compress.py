@@ -24,6 +24,10 @@ from .errors import BuildError
 
 METHODS = ("zstd", "gzip", "xz", "lz4", "none")
 
+#: Methods of which the kernel verifies a checksum. Summing up the bytes of each file as well would take it a
+#: fifth of the time that it unpacks for.
+CHECKED = ("zstd", "xz")
+
 #: Level 19 with a shorter search: 23 % smaller than level 9 and 2 % larger than 19 itself, in 40 % of its
 #: time. Decompression costs the same, and unchanged layers come out of the cache.
 ZSTD_LEVEL = 19
@@ -97,6 +101,15 @@ def compress(data: bytes, method: str) -> bytes:
     if method == "lz4":
         return MAGIC["lz4"] + b"".join(_lz4_blocks(data))
     raise BuildError(f"unknown compression {method}", hint="Known are: " + ", ".join(METHODS))
+
+
+def padded(packed: bytes) -> bytes:
+    """``packed`` with zero bytes behind it, so that another archive can follow.
+
+    What is not compressed must start at a multiple of four. The legacy format of lz4 has no end: the kernel
+    takes the next four bytes for the length of a block, unless they are all zero.
+    """
+    return packed + bytes((4 if packed.startswith(MAGIC["lz4"]) else 0) + -len(packed) % 4)
 
 
 def detect(data: bytes) -> str | None:
