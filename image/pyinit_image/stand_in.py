@@ -91,7 +91,8 @@ def imported(data: bytes, soname: str, library: bytes) -> dict[str, str] | None:
         found: dict[str, str] = {}
         for number, symbol in enumerate(dynsym.iter_symbols()):
             index = versym.get_symbol(number).entry["ndx"]
-            unversioned = index == "VER_NDX_GLOBAL" and symbol.name in defined
+            # Linkers differ in which of the two numbers an undefined symbol without a version gets.
+            unversioned = index in ("VER_NDX_LOCAL", "VER_NDX_GLOBAL") and symbol.name in defined
             if symbol["st_shndx"] != "SHN_UNDEF" or not (index in versions or unversioned):
                 continue
             if symbol["st_info"]["type"] not in ("STT_FUNC", "STT_NOTYPE"):
