@@ -7,7 +7,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -128,7 +128,7 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
         finally:
             work.cancel()
     entries = tuple(sorted({e.path: e for layer in layers for e in layer.entries}.values(), key=_order))
-    image = b"".join(layer.packed + bytes(-len(layer.packed) % 4) for layer in layers)
+    image = b"".join(compress.padded(layer.packed) for layer in layers)
     if spec.output is not None:
         clock.step("installation")
         if spec.format == "list":
@@ -151,6 +151,12 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
 def _order(entry: Entry) -> tuple[bool, list[str]]:
     """Parents first, the sentinel last."""
     return entry.path == SENTINEL_PATH, entry.path.split("/")
+
+
+def _alike(entry: Entry) -> tuple[bool, bool, int]:
+    """Programs and libraries beside each other, the largest first: compressed, they are 2 % smaller."""
+    program = entry.data[:4] == b"\x7fELF"
+    return not stat.S_ISDIR(entry.mode), not program, -entry.size if program else 0
 
 
 class _Clock:
@@ -197,7 +203,8 @@ class _Build:
             for warning in unsign.check(self.kernel.config, spec.cmdline, here):
                 self.settings.warn(warning)
         release = re.match(r"(\d+)\.(\d+)", self.kernel.release)
-        self.summed = release is None or (int(release[1]), int(release[2])) >= SUMMED_SINCE
+        known = release is None or (int(release[1]), int(release[2])) >= SUMMED_SINCE
+        self.summed = known and spec.compress not in compress.CHECKED
         self.hooks = boot_hooks.read(self.settings.sysroot, spec.hooks)
         self.facts = _facts(spec) if spec.mode == "host" else None
         target = features.Target(
@@ -319,7 +326,7 @@ class _Build:
         libraries = _libraries(plan, interpreter)
         if self.access.policy == "password":
             libraries |= access.collect_library(plan, interpreter)
-        stand_ins = _stand_ins(plan, bool(key["compressed"]))
+        stand_ins = _stand_ins(plan, bool(key["compressed"]), scan.modules)
         notes = {
             "shell": shell,
             "libraries": libraries,
@@ -392,6 +399,8 @@ class _Making:
         # Uncompressed layers follow each other without anything between them: one archive for every reader.
         last = key is None or work.spec.compress != "none"
         known = frozenset(path[1:].encode("utf-8", "surrogateescape") for path in plan.below)
+        if name == "system":
+            entries = sorted(entries, key=_alike)
         writer = cpio.write(members(entries), mtime=work.mtime, summed=work.summed, known=known, trailer=last)
         archive = b"".join(writer)
         self._unpacked = len(archive)
@@ -464,14 +473,14 @@ def _libraries(plan: Plan, interpreter: str) -> dict[str, str]:
     return dict(LIBRARIES)
 
 
-def _stand_ins(plan: Plan, compressed: bool) -> list[str]:
+def _stand_ins(plan: Plan, compressed: bool, modules: Collection[str]) -> list[str]:
     """Put stand-ins in the place of libraries that only serve what no image does; return their paths."""
     files = {path: entry.data for path, entry in plan.entries.items() if entry.data[:4] == b"\x7fELF"}
     needed = {}
     for path, data in files.items():
         binary = parse(data, path)
         needed[path] = binary.needed if binary is not None else ()
-    chosen = stand_in.choose(files, needed, plan.sysroot.is_file, compressed)
+    chosen = stand_in.choose(files, needed, plan.sysroot.is_file, compressed, modules)
     for path, data in chosen.items():
         old = plan.entries[path]
         reason = f"{old.reason}; a stand-in: the real one {stand_in.reason(path)}"

@@ -24,12 +24,18 @@ from .errors import BuildError
 
 METHODS = ("zstd", "gzip", "xz", "lz4", "none")
 
-#: Level 19 with a shorter search: 23 % smaller than level 9 and 2 % larger than 19 itself, in 40 % of its
-#: time. Decompression costs the same, and unchanged layers come out of the cache.
+#: Methods of which the kernel verifies a checksum. Summing up the bytes of each file as well would take it a
+#: fifth of the time that it unpacks for.
+CHECKED = ("zstd", "xz")
+
+#: Level 19 with a shorter search: as small as level 18 in two thirds of its time. Decompression costs the
+#: same, and unchanged layers come out of the cache.
 ZSTD_LEVEL = 19
-ZSTD_SEARCH = {"search_log": 2, "target_length": 32, "strategy": zstandard.STRATEGY_BTULTRA}
-#: Bytes per job: small enough that the two cores of a small machine both have work.
-ZSTD_JOB = 5 << 20
+ZSTD_SEARCH = {"search_log": 3, "target_length": 64, "strategy": zstandard.STRATEGY_BTULTRA2}
+#: Bytes that one thread compresses: small enough that both cores of a small machine have work with the
+#: largest layer of any image. It sees an eighth of the window (8 MiB) of what comes before them: all of it,
+#: as zstd would have it at this level, takes half as long again to gain half a percent.
+ZSTD_JOB = {"job_size": 9 << 20, "overlap_log": 6}
 
 #: By how many bytes at a time data are decompressed, where the format leaves a choice.
 STEP = 1 << 20
@@ -82,9 +88,9 @@ def compress(data: bytes, method: str) -> bytes:
         parameters = zstandard.ZstdCompressionParameters.from_level(
             ZSTD_LEVEL,
             threads=threads,
-            job_size=ZSTD_JOB,
             source_size=len(data),
             write_checksum=True,
+            **ZSTD_JOB,
             **ZSTD_SEARCH,
         )
         return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
@@ -97,6 +103,15 @@ def compress(data: bytes, method: str) -> bytes:
     if method == "lz4":
         return MAGIC["lz4"] + b"".join(_lz4_blocks(data))
     raise BuildError(f"unknown compression {method}", hint="Known are: " + ", ".join(METHODS))
+
+
+def padded(packed: bytes) -> bytes:
+    """``packed`` with zero bytes behind it, so that another archive can follow.
+
+    What is not compressed must start at a multiple of four. The legacy format of lz4 has no end: the kernel
+    takes the next four bytes for the length of a block, unless they are all zero.
+    """
+    return packed + bytes((4 if packed.startswith(MAGIC["lz4"]) else 0) + -len(packed) % 4)
 
 
 def detect(data: bytes) -> str | None:

@@ -71,6 +71,7 @@ EXCLUDED = {
     ("psutil", "psutil._psbsd"): "another operating system",
     ("psutil", "psutil._pssunos"): "another operating system",
     ("psutil", "psutil._psaix"): "another operating system",
+    ("traceback", "ast"): "only for the marks below a part of a line, which a traceback then does without",
     ("psutil._common", "inspect"): "only with PSUTIL_DEBUG set",
     ("psutil._common", "ipaddress"): "only for the broadcast addresses of network interfaces",
 }
@@ -129,6 +130,8 @@ class Scan:
     def __init__(self, sysroot: Sysroot, walker: Walker, hooks: Sequence[Hook] = ()) -> None:
         self.sysroot = sysroot
         self.interpreter = find(sysroot, walker)
+        self.modules: frozenset[str] = frozenset()
+        """The names of all modules that were found, once there is a result."""
         self._folder = tempfile.TemporaryDirectory(prefix="pyinit-image-")
         own = package_directory("pyinit")
         roots = [[name, reason] for name, reason in EXTRA_ROOTS]
@@ -184,6 +187,7 @@ class Scan:
             )
         header, _, blobs = output.partition(b"\n")
         table = json.loads(header)
+        self.modules = frozenset(table["modules"])
         for name, importer, line in table["missing"]:
             raise BuildError(
                 f"{printable(importer)} line {line} imports {printable(name)}, which this Python "

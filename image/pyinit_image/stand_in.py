@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import posixpath
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ class StandIn:
     """Whether it is needed after all when a module in the image is compressed."""
     unless: str = ""
     """A file of the target system because of which it is needed after all."""
+    module: str = ""
+    """A Python module because of which it is needed after all when it is in the image."""
 
 
 KMOD = ("kmod", "libkmod.so.2")
@@ -48,6 +50,15 @@ TABLE = (
     StandIn("libcrypto.so.1.1", KMOD, "only shows who signed a module"),
     StandIn("libzstd.so.1", KMOD, "only unpacks compressed modules, and there are none", True),
     StandIn("liblzma.so.5", KMOD, "only unpacks compressed modules, and there are none", True),
+    StandIn("libexpat.so.1", ("python3",), "only reads XML, and nothing does", module="pyexpat"),
+    # All of these ask is_selinux_enabled() first, where 0 means no. The real one would say the same: before
+    # the real system's init has loaded a policy there is none.
+    StandIn(
+        "libselinux.so.1",
+        ("udevadm", "systemd-udevd", "libmount.so.1", "mount", "cp", "ls", "mkdir", "mknod", "mv"),
+        "only labels files for SELinux",
+        unless="/etc/selinux/config",
+    ),
     StandIn(
         "libpcre2-8.so.0",
         ("libselinux.so.1", "grep"),
@@ -80,7 +91,8 @@ def imported(data: bytes, soname: str, library: bytes) -> dict[str, str] | None:
         found: dict[str, str] = {}
         for number, symbol in enumerate(dynsym.iter_symbols()):
             index = versym.get_symbol(number).entry["ndx"]
-            unversioned = index == "VER_NDX_GLOBAL" and symbol.name in defined
+            # Linkers differ in which of the two numbers an undefined symbol without a version gets.
+            unversioned = index in ("VER_NDX_LOCAL", "VER_NDX_GLOBAL") and symbol.name in defined
             if symbol["st_shndx"] != "SHN_UNDEF" or not (index in versions or unversioned):
                 continue
             if symbol["st_info"]["type"] not in ("STT_FUNC", "STT_NOTYPE"):
@@ -96,11 +108,13 @@ def choose(
     needed: Mapping[str, Iterable[str]],
     exists: Callable[[str], bool],
     compressed: bool,
+    modules: Collection[str] = (),
 ) -> dict[str, bytes]:
     """Path of a library to its stand-in, for those in ``files`` (path to content) that can be replaced.
 
     ``needed`` has, by path, the library names each of the files is linked against; ``exists`` tells whether
-    the target system has a file, ``compressed`` whether there are compressed modules.
+    the target system has a file, ``compressed`` whether there are compressed kernel modules; ``modules`` are
+    the Python modules of the image.
     """
     result = {}
     for entry in TABLE:
@@ -108,7 +122,7 @@ def choose(
         places = [path for path in files if _is(path, entry.soname)]
         if not users or len(places) != 1 or (entry.compression and compressed):
             continue
-        if entry.unless and exists(entry.unless):
+        if (entry.unless and exists(entry.unless)) or entry.module in modules:
             continue
         if not all(any(_is(path, user) for user in entry.users) for path in users):
             continue
@@ -168,8 +182,9 @@ def build(soname: str, symbols: Mapping[str, str]) -> bytes:
     section("code", CODE)
     section("hash", hashed)
     symtab = bytes(24) + b"".join(
-        # A global function of the section whose number is no number of a section: there are none.
-        struct.pack("<IBBHQQ", string(name), 0x12, 0, 0xFFF1, places["code"], len(CODE))
+        # A global function, of a section that is not listed: nothing that loads a library looks at sections.
+        # SHN_ABS would say that its address is the same wherever the library is loaded.
+        struct.pack("<IBBHQQ", string(name), 0x12, 0, 1, places["code"], len(CODE))
         for name in names
     )
     section("symtab", symtab)

@@ -12,9 +12,11 @@ import pytest
 
 from pyinit_image import archive, compress, cpio
 from pyinit_image.cpio import Member
-from pyinit_qemu import Machine
+from pyinit_qemu import Disk, Machine
 from pyinit_qemu.debian import DebianRoot
+from pyinit_qemu.disks.filesystems import Ext4
 from pyinit_qemu.shell import Shell
+from pyinit_qemu.witness import Witness
 
 pytestmark = pytest.mark.boot
 
@@ -70,3 +72,17 @@ def test_the_kernel_unpacks_what_is_read_back(
         if path == "/odd" or path.startswith("/odd/")
     ]
     assert sorted(map(tuple, seen)) == sorted(expected)
+
+
+def test_layers_compressed_with_lz4_boot(
+    boot: Callable[..., Machine],
+    image: Callable[..., Path],
+    bookworm: DebianRoot,
+    small_disk: Callable[..., Path],
+    witness_of: Callable[[Machine], Witness],
+) -> None:
+    """The one format in which the kernel has to find out where a layer ends."""
+    initrd = image(mode="list", modules=("virtio_pci", "virtio_blk", "ext4"), compress="lz4")
+    disk = small_disk(lambda tree: Ext4(tree, label="a-root"))
+    vm = boot(kernel=bookworm.kernel, initrd=initrd, disks=(Disk(disk),), append="root=LABEL=a-root")
+    assert witness_of(vm).root.type == "ext4"

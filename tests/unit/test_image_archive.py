@@ -143,6 +143,16 @@ def test_lz4_round_trip() -> None:
     assert archive.tree(archive.read(packed + bytes(8) + newc(Member(b"b", FILE)))).keys() == {"/a", "/b"}
 
 
+@pytest.mark.parametrize("length", range(1, 6))
+def test_an_archive_can_follow_each_method(length: int) -> None:
+    """Uncompressed at a multiple of four; behind lz4 the next four bytes are no length of a block."""
+    for packed in (compress.MAGIC["lz4"] + bytes([length]) * length, b"x" * length):
+        padded = compress.padded(packed)
+        assert padded.startswith(packed) and len(padded) % 4 == 0 and not padded[len(packed) :].strip(b"\0")
+        needed = 4 if packed[:1] != b"x" else 0
+        assert needed <= len(padded) - len(packed) < needed + 4
+
+
 @pytest.mark.effects
 def test_zstd_does_not_depend_on_the_number_of_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     data = bytes(range(256)) * 4096 * 12

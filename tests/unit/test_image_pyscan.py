@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import marshal
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,22 @@ def test_byte_code_is_for_the_image(tmp_path: Path) -> None:
 )
 def test_conditions(text: str, value: object) -> None:
     assert pyscan.constant(ast.parse(text, mode="eval").body) is value
+
+
+def test_docstrings_stay_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        '"""Module."""\nfrom __future__ import annotations\n'
+        'def f():\n    """Only this."""\ndef g():\n    "First."\n    assert 1\n    return "kept"\n'
+        'class C:\n    """Class."""\n    x = 1\nasync def h():\n    """Coroutine."""\n'
+    )
+    request = {"path": [[str(tmp_path), "/image", False, None]], "roots": [["a", "a root"]], "exclude": []}
+    written = ["Module.", "Only this.", "First.", "Class.", "Coroutine."]
+    # The byte code of hooks is checked against their source: nobody else's idea of it.
+    for checked, docs in (([], [None] * 5), (["a"], written)):
+        header, blobs = pyscan.scan({**request, "thorough": [], "strict": [], "checked": checked})
+        start, size = json.loads(header)["modules"]["a"]["code"]
+        space: dict[str, Any] = {}
+        exec(marshal.loads(b"".join(blobs)[start + 16 : start + size]), space)
+        found = [space.get("__doc__"), *(space[name].__doc__ for name in "fgCh")]
+        assert found == docs
+        assert space["g"]() == "kept" and space["f"]() is None and space["C"].x == 1
