@@ -131,7 +131,7 @@ def test_a_password_opens_the_shell_only_where_it_was_typed(
     vm.expect(r"waiting for root: LABEL=gone since [56] s")
     vm.send_bytes(b"s")
     vm.expect(question)
-    vm.screen.wait_for(rf"^{question}$")
+    vm.screen.wait_for(rf"^{question.rstrip()}$")
     vm.send_line("open sesame")
     shell = Shell.rescue(vm, "initqueue")
     vm.keyboard.type("echo in''side\n")
