@@ -30,10 +30,8 @@ MODULES = (
 
 #: Loaded by libraries while they work: the unwinder when a thread of Argon2 ends (pthread_exit(3)), and
 #: OpenSSL's module with the hashes of old LUKS1 volumes.
-LOADED = (
-    ("libgcc_s.so.1", "threads of the key derivation end with it"),
-    ("ossl-modules/legacy.so", "ripemd160 and whirlpool, hashes of old volumes"),
-)
+UNWINDER = "libgcc_s.so.1"
+OLD_HASHES = "ossl-modules/legacy.so"
 
 #: What Debian's package cryptsetup-initramfs brings.
 PACKAGED = "/usr/share/initramfs-tools/hooks/cryptroot"
@@ -76,10 +74,12 @@ class Luks(Feature):
         place = sysroot.find(*CRYPTSETUP.paths)
         assert place is not None  # It is among the needs.
         path = plan.file(place, reason)
-        for name, what in LOADED:
-            library = plan.walker.library(name, path)
-            if library is not None:
-                plan.file(library, what, path)
+        for found, name, what in (
+            (plan.walker.library(UNWINDER, path), UNWINDER, "threads of the key derivation end with it"),
+            (_beside_libraries(sysroot, OLD_HASHES), OLD_HASHES, "ripemd160 and whirlpool, for old volumes"),
+        ):
+            if found is not None:
+                plan.file(found, what, path)
             else:
                 plan.leave_out(name, f"the target system has it not: {what}")
         devmapper.collect(plan, path)
@@ -95,6 +95,16 @@ class Luks(Feature):
 def wording(entry: Entry) -> str:
     """A line of crypttab as people are told of it."""
     return f"{CRYPTTAB} line {entry.line}: {printable(entry.name)}"
+
+
+def library_folders(sysroot: Sysroot) -> list[str]:
+    """Where a system for one architecture, or for several, has its libraries."""
+    several = [f"/usr/lib/{name}" for name in sysroot.list("/usr/lib") if name.endswith("-linux-gnu")]
+    return [*several, "/usr/lib64", "/usr/lib"]
+
+
+def _beside_libraries(sysroot: Sysroot, name: str) -> str | None:
+    return sysroot.find(*(f"{folder}/{name}" for folder in library_folders(sysroot)))
 
 
 def entries(target: Target) -> list[Entry]:

@@ -9,7 +9,6 @@ from pyinit.text import printable
 from ..errors import BuildError
 from ..facts import CRYPTTAB
 from ..plan import Plan
-from ..sysroot import Sysroot
 from . import luks
 from .base import Feature, Need, Target
 
@@ -40,7 +39,7 @@ class Tpm2(Feature):
         return ""
 
     def needs(self, target: Target) -> Iterable[Need]:
-        folders = _folders(target.sysroot)
+        folders = luks.library_folders(target.sysroot)
         yield Need(tuple(f"{folder}/cryptsetup/{PLUGIN}" for folder in folders), package="systemd-cryptsetup")
         for name, package in LIBRARIES:
             yield Need(tuple(f"{folder}/{name}" for folder in folders), package=package)
@@ -49,7 +48,7 @@ class Tpm2(Feature):
         return [name for name in MODULES if target.kernel.find(name)]
 
     def add(self, plan: Plan, target: Target, reason: str) -> None:
-        places = (f"{folder}/cryptsetup/{PLUGIN}" for folder in _folders(target.sysroot))
+        places = (f"{folder}/cryptsetup/{PLUGIN}" for folder in luks.library_folders(target.sysroot))
         place = target.sysroot.find(*places)
         assert place is not None  # It is among the needs.
         path = plan.file(place, reason)
@@ -58,9 +57,3 @@ class Tpm2(Feature):
             if library is None:
                 raise BuildError(f"{name} is not where the loader looks for it", hint=f"Install {package}.")
             plan.file(library, "speaks with the TPM", path)
-
-
-def _folders(sysroot: Sysroot) -> list[str]:
-    """Where a system for one architecture, or for several, has its libraries."""
-    several = [f"/usr/lib/{name}" for name in sysroot.list("/usr/lib") if name.endswith("-linux-gnu")]
-    return [*several, "/usr/lib64", "/usr/lib"]
