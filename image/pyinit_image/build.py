@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lz4
 import zstandard
@@ -94,6 +94,16 @@ class BuildSpec:
     """Where layers are kept; None keeps none."""
 
 
+class Step(NamedTuple):
+    """Something that took time: seconds since the build began."""
+
+    name: str
+    start: float
+    end: float
+    beside: bool
+    """Whether it was done at the same time as others, by another thread or process."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuildResult:
     """What was built. Sizes in bytes."""
@@ -105,8 +115,8 @@ class BuildResult:
     layers: tuple[Layer, ...]
     unpacked: int
     warnings: tuple[str, ...]
-    seconds: dict[str, float]
-    """Wall time of each step."""
+    steps: tuple[Step, ...]
+    """What was done when, in the order in which it began."""
     rescue: access.Decision
     """Who gets a rescue shell."""
 
@@ -143,7 +153,7 @@ def build(spec: BuildSpec, progress: Callable[[str], None] = lambda step: None) 
         tuple(layers),
         sum(layer.unpacked for layer in layers),
         tuple(dict.fromkeys(warning for layer in layers for warning in layer.warnings)),
-        clock.seconds,
+        tuple(sorted(clock.steps, key=lambda step: step.start)),
         work.access,
     )
 
@@ -154,26 +164,35 @@ def _order(entry: Entry) -> tuple[bool, list[str]]:
 
 
 def _alike(entry: Entry) -> tuple[bool, bool, int]:
-    """Programs and libraries beside each other, the largest first: compressed, they are 2 % smaller."""
+    """Programs and libraries beside each other, the largest first: compressed, they are 1 % smaller."""
     program = entry.data[:4] == b"\x7fELF"
     return not stat.S_ISDIR(entry.mode), not program, -entry.size if program else 0
 
 
 class _Clock:
-    """Tells the steps of a build, and how long each took."""
+    """Tells the steps of a build, and when each began and ended."""
 
     def __init__(self, progress: Callable[[str], None]) -> None:
-        self.seconds: dict[str, float] = {}
+        self.steps: list[Step] = []
         self._progress = progress
-        self._before, self._current = time.monotonic(), ""
+        self._begin = time.monotonic()
+        self._before, self._current = 0.0, ""
 
     def step(self, name: str) -> None:
-        now = time.monotonic()
+        """Go on to the next step; an empty name ends the last one."""
+        now = self.now()
         if self._current:
-            self.seconds[self._current] = self.seconds.get(self._current, 0) + now - self._before
+            self.steps.append(Step(self._current, self._before, now, False))
         self._before, self._current = now, name
         if name:
             self._progress(name)
+
+    def now(self) -> float:
+        return time.monotonic() - self._begin
+
+    def beside(self, name: str, start: float) -> None:
+        """Note what began at ``start`` and has just ended, while other steps were done."""
+        self.steps.append(Step(name, start, self.now(), True))
 
 
 class _Build:
@@ -225,6 +244,7 @@ class _Build:
                 self.settings.warn(warning)
             self.wanted += host.wanted(self.facts, self.kernel.find)
         self.scan: python.Scan | None = None
+        self.scan_began = 0.0
         self.own = layers_module.own_trace() if self.store is not None else Trace()
 
     def cancel(self) -> None:
@@ -286,6 +306,7 @@ class _Build:
     def _start_scan(self, plan: Plan) -> python.Scan:
         if self.scan is None:
             self.scan = python.Scan(plan.sysroot, plan.walker, self.hooks)
+            self.scan_began = self.clock.now()
         return self.scan
 
     def _make_modules(self, key: Mapping[str, object]) -> _Making:
@@ -323,6 +344,7 @@ class _Build:
         daemon = udev.collect(plan, frozenset(key["drivers"]), shell)  # type: ignore[call-overload]
         self.clock.step("Python")
         trace = python.collect(plan, scan)
+        self.clock.beside("search for Python modules", self.scan_began)
         libraries = _libraries(plan, interpreter)
         if self.access.policy == "password":
             libraries |= access.collect_library(plan, interpreter)
@@ -405,7 +427,13 @@ class _Making:
         archive = b"".join(writer)
         self._unpacked = len(archive)
         # The libraries that compress let other threads work meanwhile.
-        self._packed = work.pool.submit(compress.compress, archive, work.spec.compress)
+        self._packed = work.pool.submit(self._compress, archive)
+
+    def _compress(self, archive: bytes) -> bytes:
+        start = self._work.clock.now()
+        packed = compress.compress(archive, self._work.spec.compress)
+        self._work.clock.beside(f"compression of {self._name}", start)
+        return packed
 
     def layer(self) -> Layer:
         """The layer, when it is compressed; kept for the next time."""

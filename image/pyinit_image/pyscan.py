@@ -136,7 +136,7 @@ def catches_import_error(node: ast.expr | None) -> bool:
 
 
 def strip_docstrings(tree: ast.Module) -> None:
-    """Remove what only help() reads: an eighth of all byte code. Assertions stay, as without -OO."""
+    """Remove what only help() reads: a good part of all byte code. Assertions stay, as without -OO."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue

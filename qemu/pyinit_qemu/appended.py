@@ -50,6 +50,7 @@ def append(image: bytes, files: Mapping[str, bytes], mode: int = 0o755) -> bytes
     there = archive.tree(archive.read(image))
     members: list[Member] = []
     known: set[bytes] = set()
+    added: set[str] = set()
     for name, data in files.items():
         try:
             name.encode("utf-8", "surrogateescape")
@@ -69,8 +70,13 @@ def append(image: bytes, files: Mapping[str, bytes], mode: int = 0o755) -> bytes
             known.add(_bytes(parent))
         if (old := there.get(path)) is not None and stat.S_ISDIR(old.mode):
             raise BuildError(f"{printable(name)} cannot be added: it is a directory")
-        there[path] = Member(_bytes(path), stat.S_IFREG | mode, data)
-        members.append(there[path])
+        new = Member(_bytes(path), stat.S_IFREG | mode, data)
+        if path not in added:
+            added.add(path)
+            there[path] = new
+            members.append(new)
+        elif there[path].data != data:
+            raise BuildError(f"{printable(name)} and another name lead to the same file, {printable(path)}")
     # An archive that is not compressed begins at a multiple of 4 (init/initramfs.c, unpack_to_rootfs()).
     return image + bytes(-len(image) % 4) + b"".join(write(members, known=frozenset(known)))
 

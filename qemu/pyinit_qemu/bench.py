@@ -9,7 +9,6 @@ too short: the least of several counts.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -285,18 +284,6 @@ def bench(
 
         least = smallest_memory(enough, spec.memory // MIB)
     return Result(name, packed, unpacked, times, least)
-
-
-def wall_times(
-    make: Callable[[], object], count: int, clock: Callable[[], float] = time.monotonic
-) -> tuple[float, ...]:
-    """Seconds of wall time that each of ``count`` calls took."""
-    times = []
-    for _ in range(count):
-        start = clock()
-        make()
-        times.append(clock() - start)
-    return tuple(times)
 
 
 def boot_table(results: Sequence[Result]) -> tuple[Headers, Rows]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,17 +112,23 @@ class Workshop:
     tree: Path
 
     def make(
-        self, peer: Peer, debian: DebianRoot | FetchedKernel, work: Path, progress: Progress = silent
+        self,
+        peer: Peer,
+        debian: DebianRoot | FetchedKernel,
+        work: Path,
+        progress: Progress = silent,
+        modules: Sequence[str] = MODULES,
     ) -> Path:
         """Make an image for the kernel of ``debian`` in the empty folder ``work``; return its path.
 
-        Raises :class:`ToolError` when the program, or the way into the namespaces, fails.
+        ``modules`` are those of an image with a list. Raises :class:`ToolError` when the program, or the way
+        into the namespaces, fails.
         """
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         words: list[str | Path] = ["unshare", *user, "--mount", "--pid", "--fork", "--kill-child=KILL", "--"]
         words += ["sh", "-c", _ENTER, "enter", self.tree, work]
         words += [debian.tree / "usr/lib/modules", debian.tree / "boot"]
-        words += ["/bin/sh", "-ec", peer.script, "make", debian.release, *MODULES]
+        words += ["/bin/sh", "-ec", peer.script, "make", debian.release, *modules]
         try:
             output = run(words, contained=os.geteuid() == 0, line=progress)
         except ToolError as error:
@@ -144,18 +150,19 @@ class Workshop:
         *,
         progress: Progress = silent,
         cache: Cache | None = None,
+        modules: Sequence[str] = MODULES,
     ) -> Path:
         """The peer's image for the kernel of ``debian``, made once and kept. Errors as :meth:`make`."""
         recipe = {
             "workshop": self.tree.parent.name,
             "debian": debian.tree.parent.name,
-            "script": [_ENTER, peer.script, *MODULES],
+            "script": [_ENTER, peer.script, *modules],
         }
 
         def build(folder: Path) -> None:
             progress(f"{peer.name}: making the image")
             with tempfile.TemporaryDirectory(prefix="pyinit-peer-", dir=folder.parent) as work:
-                self.make(peer, debian, Path(work)).rename(folder / "initrd.img")
+                self.make(peer, debian, Path(work), modules=modules).rename(folder / "initrd.img")
 
         return (cache or Cache()).entry("peer", recipe, build, progress) / "initrd.img"
 

@@ -31,7 +31,6 @@ from pyinit_qemu.bench import (
     settled,
     sizes,
     smallest_memory,
-    wall_times,
 )
 from pyinit_qemu.chart import svg
 from pyinit_qemu.moments import moments
@@ -198,13 +197,6 @@ def test_the_chart_is_xml_whatever_a_name_is() -> None:
 
 def test_table_of_builds() -> None:
     assert build_table({"pyinit list": (2.04, 1.5, 1.96)})[1] == [["pyinit list", "1.5", "2.0"]]
-
-
-def test_wall_times_are_of_each_call() -> None:
-    clock = iter((10.0, 11.5, 20.0, 20.25))
-    made: list[int] = []
-    assert wall_times(lambda: made.append(1), 2, lambda: next(clock)) == (1.5, 0.25)
-    assert len(made) == 2
 
 
 def test_json_has_every_boot() -> None:

@@ -97,3 +97,10 @@ def test_a_broken_image_is_refused(image: bytes) -> None:
         append(image, {"a": b""})
     except BuildError:
         return
+
+
+def test_two_names_of_one_file_must_agree() -> None:
+    image = append(IMAGE, {"/lib/hooks/new": b"1", "/usr/lib/hooks/new": b"1"})
+    assert [member.name for member in archive.read(image)[1].members] == [b"usr/lib/hooks/new"]
+    with pytest.raises(BuildError, match="/lib/hooks/new and another name lead to the same file"):
+        append(IMAGE, {"/usr/lib/hooks/new": b"1", "/lib/hooks/new": b"2"})

@@ -165,5 +165,14 @@ def _report(
             for layer in result.layers
         ],
         "seconds": round(seconds, 3),
+        "steps": [
+            {
+                "name": step.name,
+                "start": round(step.start, 3),
+                "end": round(step.end, 3),
+                "beside": step.beside,
+            }
+            for step in result.steps
+        ],
         "warnings": list(result.warnings),
     }
