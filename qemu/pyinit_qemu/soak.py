@@ -99,8 +99,9 @@ FAULTS: Mapping[str, Fault] = {
         Fault("read errors for a while", _UNREADABLE, True, _ANY, 2.0, (0.5, 5.0), True),
         Fault("write errors", boots=True, stages=_ANY, delay=2.0),
         Fault("slow disk", boots=True, stages=_ANY, delay=1.0),
-        Fault("hang for a while", _MISSING, True, _ANY, 2.0, (1.0, 8.0)),
-        Fault("hang", _MISSING, stages=("power",)),
+        # A driver that asks a silent disk does not come back.
+        Fault("hang for a while", _MISSING | {"E-HANG"}, True, _ANY, 2.0, (1.0, 8.0)),
+        Fault("hang", _MISSING | {"E-HANG"}, stages=("power",)),
         Fault("udevd killed", boots=True, stages=("pre-trigger", "initqueue", "pre-mount"), delay=0.5),
         Fault(
             "udevd stopped",
