@@ -36,16 +36,19 @@ from pyinit.kernel import mountinfo
 from pyinit.kernel.executable import NotExecutable, Program, check_program
 from pyinit.kernel.mountinfo import Mount
 from pyinit.kernel.syscalls import (
+    LIBRARY_SIGNALS,
     MNT_DETACH,
     MS,
     RAMFS_MAGIC,
     RESOLVE_NO_SYMLINKS,
     RESOLVE_NO_XDEV,
+    SIG_DFL,
     TMPFS_MAGIC,
     UMOUNT_NOFOLLOW,
     mount,
     openat2,
     pivot_root,
+    set_disposition,
     statfs_type,
     umount2,
 )
@@ -539,6 +542,8 @@ def _prepare_process(console: str, warn: Say) -> None:
     # Ignored signals stay ignored across execve(2), and Python ignores SIGPIPE and SIGXFSZ.
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
+    for internal in LIBRARY_SIGNALS:
+        set_disposition(internal, SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
     # Left open until exec succeeds, so that its failure can still be told.

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.files import names, read_if_there
-from pyinit.kernel.syscalls import ALL_SIGNALS, set_signal_mask
+from pyinit.kernel.syscalls import (
+    ALL_SIGNALS,
+    LIBRARY_SIGNALS,
+    SIG_IGN,
+    set_disposition,
+    set_signal_mask,
+)
 from pyinit.text import printable
 
 FIRST_NOTICE = 5.0
@@ -36,9 +42,12 @@ def start_thread(function: Callable[..., None], *arguments: object) -> bool:
     The kernel protects PID 1 from every signal that it has no handler for, but it asks the main thread only,
     and only while that does not block the signal. glibc blocks all of them while it starts a thread or a
     program; a second thread that does not is then one that the signal may kill, and PID 1 with it
-    (kernel/signal.c, sig_ignored and complete_signal).
+    (kernel/signal.c, sig_ignored and complete_signal). Of what it keeps to itself glibc lets one through to
+    every thread, so these are ignored.
     """
     try:
+        for number in LIBRARY_SIGNALS:
+            set_disposition(number, SIG_IGN)
         before = set_signal_mask(ALL_SIGNALS)
     except OSError:
         return False

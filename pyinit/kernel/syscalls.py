@@ -83,7 +83,18 @@ _NR_RT_SIGPROCMASK = {
     "s390x": 175,
     "armv7l": 175,
 }
+_NR_RT_SIGACTION = {
+    "x86_64": 13,
+    "aarch64": 134,
+    "riscv64": 134,
+    "ppc64le": 173,
+    "s390x": 174,
+    "armv7l": 174,
+}
 _SIG_SETMASK = 2
+SIG_DFL, SIG_IGN = 0, 1
+# What glibc keeps to itself: to cancel a thread, and to change the user of all threads.
+LIBRARY_SIGNALS = (32, 33)
 ALL_SIGNALS = (1 << 64) - 1
 
 # include/linux/socket.h, include/linux/net.h
@@ -198,6 +209,13 @@ def set_signal_mask(mask: int) -> int:
     new, old = (ctypes.c_uint64 * 1)(mask), (ctypes.c_uint64 * 1)()
     _syscall(None, _number(_NR_RT_SIGPROCMASK), _SIG_SETMASK, new, old, ctypes.sizeof(new))
     return int(old[0])
+
+
+def set_disposition(number: int, handler: int) -> None:
+    """rt_sigaction(2) for a signal that glibc's own function refuses: ``SIG_DFL`` or ``SIG_IGN``."""
+    # The handler comes first on every architecture; the rest may be zero (struct sigaction, signal_types.h).
+    action = (ctypes.c_uint64 * 8)(handler)
+    _syscall(None, _number(_NR_RT_SIGACTION), number, action, None, 8)
 
 
 def statfs_type(path: str | int) -> int:

@@ -37,6 +37,7 @@ GUARDS = (
     "boot.Boot._go_through",
     "boot.Boot._explain_silence",
     "context.Context.close_volumes",
+    "storage.*",
     "kernel.patience.Call.*",
     "switch_root.*",
     "kernel.syscalls.*",

@@ -14,7 +14,10 @@ _FORBIDDEN_EVENTS = frozenset(
 )
 _RESTART = "/proc/sysrq-trigger"
 _HARMLESS_CALLS = frozenset({"statfs", "fstatfs"})
-_HARMLESS_NUMBERS = {syscalls._NR_OPENAT2, syscalls._number(syscalls._NR_RT_SIGPROCMASK)}
+_HARMLESS_NUMBERS = {
+    syscalls._NR_OPENAT2,
+    *map(syscalls._number, (syscalls._NR_RT_SIGPROCMASK, syscalls._NR_RT_SIGACTION)),
+}
 
 _guarded = False
 
