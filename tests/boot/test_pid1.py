@@ -37,6 +37,8 @@ GUARDS = (
     "boot.Boot._go_through",
     "boot.Boot._explain_silence",
     "context.Context.close_volumes",
+    "kernel.keymap.*",
+    "kernel.process.find_program",
     "storage.*",
     "kernel.patience.Call.*",
     "switch_root.*",
