@@ -122,7 +122,7 @@ class Boot(Context):
             config.drivers_never,
             patience=self.patience,
         )
-        self.patience.limit = config.timeout
+        self.patience.limit = self.drivers.limit = config.timeout
         self.spec = devspec.parse_spec(config.root) if config.root else None
         self.assemblers[:] = assemblers(self)
 
@@ -271,7 +271,8 @@ class Boot(Context):
                 break
             except BaseException as exception:
                 # What the kernel's own command line says of failures, when nothing else can be known.
-                self.config = boot_config(read_if_there("/proc/cmdline"))
+                image = self.sealed.cmdline.encode("utf-8", "surrogateescape") if self.sealed else b""
+                self.config = boot_config(image, read_if_there("/proc/cmdline"))
                 self.guard.fail("start", exception)
         self.console.open()
         self.console.open_log()
@@ -340,7 +341,8 @@ class Boot(Context):
                     self.report.send("stage", {"name": name})
                 if name != "cmdline":
                     self._call_hooks(name)
-                self.children.reserve.keep()
+                if name not in ("cleanup", "switch-root"):
+                    self.children.reserve.keep()
                 self._find_watchdog(name)
                 stage()
                 self.children.reap()
@@ -421,6 +423,8 @@ class Boot(Context):
         ``broken``: the root that is mounted cannot be used any more.
         """
         self.modules.forget_failures()
+        if self.daemon is not None:
+            self.drivers.look(self.modules)
         mounted = is_mounted(SYSROOT)
         changed = self.changed_command_line()
         if (changed or broken) and mounted and self.mounted_here:

@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from pyinit.kernel.watchdog import Watchdog
 
 
-# Seconds that setting the layout of the keyboard may take.
-KEYMAP_PATIENCE = 5.0
-
-
 class Context:
     """The state of one boot."""
 
@@ -126,8 +122,7 @@ class Context:
     def close_volumes(self) -> None:
         """Close what was opened with a secret, and forget the secrets: a person is about to get a shell.
 
-        The keyboard gets its layout, if it has not got it yet.
-        What one stack closes the next one below it may lie on, so the last one comes first.
+        What one stack closes lies on what the next one closes, so the last one comes first.
         """
         from pyinit.root.mount import SYSROOT
 
@@ -142,7 +137,6 @@ class Context:
             self.root, self.mounted_here = None, False
         for assembler in reversed(self.assemblers):
             assembler.close()
-        self.keymap.load(KEYMAP_PATIENCE)
 
 
 def read(path: str) -> bytes:

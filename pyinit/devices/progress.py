@@ -76,6 +76,8 @@ class Progress:
         """Take a key. Several bytes at once are no key that a person pressed, but noise of a line."""
         self._watched.add(terminal)
         self.due = 0.0
+        if len(data) != 1:
+            return  # A passphrase that is typed ahead is not copied.
         key = bytes(data).lower()
         if key == _SHELL:
             self.shell_wanted = True

@@ -30,6 +30,8 @@ NOTIFY_PATH = "/run/pyinit/udevd.notify"
 DATABASE = "/run/udev/data"
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
+# A worker that asks a silent disk does not end, even so.
+KILL_TIMEOUT = 5.0
 MAX_RESTARTS = 3
 # A storm of events must not have a small machine's workers use up its memory.
 SMALL_MEMORY = 512 * MIB
@@ -146,7 +148,7 @@ class UdevDaemon:
                 os.killpg(self._pid, 9)
             except OSError:
                 pass
-            self._children.wait(self._pid, None)
+            self._children.wait(self._pid, KILL_TIMEOUT)
         self._pid = 0
 
     def _signal(self, number: int) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # After so many seconds a person is told, and may press keys: see pyinit.devices.progress, which is not
 # imported before.
 PATIENCE = 5.0
+# Seconds between lines about work that nobody is asked for.
+NEXT_WORD = 10.0
 FULL_COLDPLUG = 1.0
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 # A device that matches is used at once, unless the kernel has announced other block devices that udevd has
@@ -184,18 +186,26 @@ class Waiter:
                 if len(found) > 1:
                     raise _ambiguous(want, found, self._devices.size)
                 return found[0]
-            if deadline is not None and moment >= deadline and not found and not held:
+            open_end = not held and (busy or not found)
+            if deadline is not None and moment >= deadline and open_end:
                 entry.update(ended=now(), outcome="expired")
                 waited = deadline - asked
+                if found:
+                    # No other program can become PID 1 while the thread that loads drivers is in the kernel.
+                    raise self._drivers.hang(waited)
                 raise BootError("E-DEV", f"{want.name}: {want.spec} did not appear within {waited:.6g} s")
             if not self._coldplugged and moment >= coldplug:
                 self._coldplugged = True
                 trigger_devices(everything=True)
             if moment >= notice:
                 self._daemon.wake()
-                notice = moment + PATIENCE if held else self._tell(want, moment, asked, deadline)
+                if held:
+                    notice = moment + NEXT_WORD
+                    self._tell_of_work()
+                else:
+                    notice = self._tell(want, moment, asked, deadline)
             times = [notice, grace, *(stack.wake() for stack in self._assemblers)]
-            if deadline is not None and not found and not held:
+            if deadline is not None and open_end:
                 times.append(deadline)
             if not self._coldplugged:
                 times.append(coldplug)
@@ -217,6 +227,12 @@ class Waiter:
                 self._progress.seconds_wanted = 0.0
             changed = bool(ready)
             event = self._collect(ready, poll) or event
+
+    def _tell_of_work(self) -> None:
+        """Say what the stacks are at, unless a person is asked, who sees the question."""
+        if self._console.last_line is None:
+            lines = [f"{stack.name}: {line}" for stack in self._assemblers for line in stack.waits_for()]
+            self._console.notice(f"still at work: {'; '.join(lines)}")
 
     def _collect(self, ready: set[int], poll: select.poll) -> str:
         """Take in what happened; returns the action of the last event."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import select
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
+from time import monotonic
 
+from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.modules import Modules
-from pyinit.kernel.patience import start_thread
+from pyinit.kernel.patience import HANG_ADVICE, LIMIT, start_thread, unanswered
 
 PATIENCE = 5.0
 
@@ -28,6 +30,9 @@ class Drivers:
         self._wanted: Modules | None = None
         self._current: Modules | None = None
         self._failure: BaseException | None = None
+        self._thread = 0
+        self.limit: float | None = LIMIT
+        """Seconds after which :meth:`finish` fails; None: never."""
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -50,7 +55,18 @@ class Drivers:
     def loading(self) -> str:
         """The module that is being loaded; empty when there is none."""
         current = self._current
-        return current.inserting if current is not None else ""
+        return current.inserting.get(self._thread, "") if current is not None else ""
+
+    def hang(self, waited: float) -> BootError:
+        """The explanation for drivers that do not come back from the kernel."""
+        name = self.loading() or "a driver"
+        return BootError(
+            "E-HANG",
+            f"loading {name} does not end: the kernel has not come back for {waited:.6g} s",
+            tried=(f"loading {name}",),
+            found=unanswered() or ("every request to a disk has been answered",),
+            advice=HANG_ADVICE,
+        )
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when all drivers are loaded."""
@@ -69,16 +85,20 @@ class Drivers:
     def finish(self) -> None:
         """Wait until all drivers are loaded: a program can only be executed when no other thread is left.
 
-        Which one takes long is told on the console.
+        Which one takes long is told on the console. ``E-HANG`` after :attr:`limit` seconds.
         """
+        begin = monotonic()
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
         while self.busy:
+            if self.limit is not None and monotonic() - begin >= self.limit:
+                raise self.hang(monotonic() - begin)
             if not poll.poll(PATIENCE * 1000) and self.busy:
                 self._console.notice(f"waiting for the driver {self.loading()} to find its devices")
             self.woken()
 
     def _run(self) -> None:
+        self._thread = get_ident()
         # First of all, so that everything else is done while devices are probed (on Linux a thread has a nice
         # value of its own, setpriority(2)).
         try:

@@ -7,6 +7,7 @@ finit_module(2) for each file. The kernel's own requests still go through /sbin/
 from __future__ import annotations
 
 import os
+from _thread import get_ident
 from collections.abc import Callable, Collection, Iterable, Iterator
 from errno import EEXIST, ENOMEM
 from fnmatch import fnmatchcase
@@ -56,8 +57,8 @@ class Modules:
         self._options = _command_line_options(words)
         self._blacklist = {name.replace("-", "_") for name in blacklist}
         self._done: dict[str, bool] = {}
-        self.inserting = ""
-        """The module that the kernel was given last, printable."""
+        self.inserting: dict[int, str] = {}
+        """By thread: the module that the kernel has been given, printable."""
 
     def load(self, name: str, options: str = "", *, quietly: bool = False) -> bool:
         """Load a module and what it needs; False when it is not in the image or the kernel refused it.
@@ -140,7 +141,6 @@ class Modules:
 
     def _insert(self, name: str, say: Callable[[str], None], more: str = "") -> bool:
         entry = self.index.modules[name]
-        self.inserting = printable(name)
         begin = now()
         if self._is_live(name):
             # udevd was first. The kernel would say so, too, but only after it had read the whole file.
@@ -153,8 +153,10 @@ class Modules:
                 options = " ".join(filter(None, (entry.options, self._options.get(name, ""), more)))
                 flags = MODULE_INIT_COMPRESSED_FILE if entry.path.endswith(_COMPRESSED) else 0
                 # A driver looks at its devices before the kernel returns.
+                self.inserting[get_ident()] = printable(name)
                 self._patience.call(f"loading {printable(name)}", self._load, fd, options, flags)
             finally:
+                self.inserting.pop(get_ident(), None)
                 os.close(fd)
             result = "loaded"
         except OSError as error:

@@ -29,6 +29,11 @@ from pyinit.text import printable
 FIRST_NOTICE = 5.0
 NEXT_NOTICE = 10.0
 LIMIT = 180.0
+HANG_ADVICE = (
+    "Look at the device's cable, power and health; Ctrl-Alt-Del restarts the machine.",
+    "Without it: rd.driver.blacklist=MODULE, or unplug the device, and boot again.",
+    "Leaving the shell waits for it once more.",
+)
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -122,7 +127,10 @@ class Patience:
         """
         while self._hanging:
             what, call = self._hanging.pop()
-            self._wait(what, call)
+            try:
+                self._wait(what, call)
+            except OSError:
+                pass  # What came of it in the end is of no use to anybody any more.
 
     def _wait(self, what: str, call: Call) -> Any:
         begin = monotonic()
@@ -140,11 +148,7 @@ class Patience:
                     f"{what} does not end: the kernel has not come back for {waited:.0f} s",
                     tried=(what,),
                     found=silent or ("every request to a disk has been answered",),
-                    advice=(
-                        "Look at the device's cable, power and health; Ctrl-Alt-Del restarts the machine.",
-                        "Without it: rd.driver.blacklist=MODULE, or unplug the device, and boot again.",
-                        "Leaving the shell waits for it once more.",
-                    ),
+                    advice=HANG_ADVICE,
                 )
             why = f"; {', '.join(silent)}" if silent else ""
             self._console.notice(f"{what} since {int(waited)} s: the kernel has not come back{why}")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pyinit.rescue.password import Password, Verdict
     from pyinit.rescue.sessions import Ending
 
+# Seconds that setting the layout of the keyboard may take.
+KEYMAP_PATIENCE = 5.0
 # So often in a row a failure may find no console with somebody at it.
 MAX_NOBODY_THERE = 3
 
@@ -97,7 +99,8 @@ class Guard:
 
     def _goes_on(self) -> bool:
         """Whether a person did something for the boot to go on with."""
-        return os.path.exists(CONTINUE_PATH) or self._context.changed_command_line() or is_mounted(SYSROOT)
+        by_hand = is_mounted(SYSROOT) and not self._context.mounted_here
+        return os.path.exists(CONTINUE_PATH) or self._context.changed_command_line() or by_hand
 
     def _open_shell(self, stage: str, *, asked_for: bool) -> Ending:
         """The one way to a shell.
@@ -109,6 +112,10 @@ class Guard:
         context, policy = self._context, self.policy()
         console = context.console
         self._close_volumes(policy)
+        try:
+            context.keymap.load(KEYMAP_PATIENCE)
+        except BaseException as error:
+            console.warning(f"the keyboard keeps its layout: {printable(str(error))}")
         only = ""
         if policy.level == "password":
             verdict, only = self._ask_password(policy, asked_for)
@@ -127,7 +134,7 @@ class Guard:
         """Leave no volume open and no secret in memory; what cannot be closed allows no shell."""
         try:
             self._context.close_volumes()
-        except Exception as error:
+        except BaseException as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             policy.give_up(
                 f"what was opened with a secret stays open ({printable(why)})", self._context.console

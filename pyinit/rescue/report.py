@@ -32,7 +32,8 @@ _BUSES = ("pci", "usb", "virtio", "scsi", "vmbus", "xen")
 # options, and the user part of an URL. A name is looked at from its start only, and what has matched is not
 # given back: somebody else wrote the line, and the time must not grow with the square of its length.
 _NAME = r"""(?<![\w.-])
-    (?= [\w.-]*? (?: passw(?:or)?d | passphrase | secret | token | credential | \bpwd | \bpsk ) ) [\w.-]++"""
+    (?= [\w.-]*? (?: passw(?:or)?d | passphrase | secret | token | credential | \bpwd | \bpsk
+        | pass (?![\w.-]) ) ) [\w.-]++"""
 _SIGN = r"""["']?+ \s*+ [=:]"""
 # Quotes protect blanks around a word or anywhere in it, and the last one may be missing (the kernel's rules).
 _SECRET = re.compile(
@@ -40,14 +41,16 @@ _SECRET = re.compile(
         | ( {_NAME} {_SIGN} (?: (?!\s) | \s++ (?! {_NAME} {_SIGN} ) ) )
           (?: "[^"]*+ (?:"|$) | '[^']*+ (?:'|$) | [^\s,"'] )++"""
 )
-_URL = re.compile(r"(://|//|\biscsi:)[^/\s@:]+:[^/\s@]+@")
+_URL = re.compile(r"(://|//|\biscsi:)[^/\s@:]*:[^/\s@]+@")
+# user=NAME%PASSWORD, mount.cifs(8).
+_USER = re.compile(r"(\buser(?:name)?=[^%\s,]{0,256}%)[^\s,]+")
 HIDDEN = "(hidden)"
 
 
 def mask(text: str) -> str:
     """Hide what looks like a secret: the values of words named for one, passwords in addresses."""
     text = _SECRET.sub(lambda match: f"{match[1] or match[2]}{HIDDEN}", text)
-    return _URL.sub(rf"\1{HIDDEN}@", text)
+    return _USER.sub(rf"\1{HIDDEN}", _URL.sub(rf"\1{HIDDEN}@", text))
 
 
 def masked(value: Any) -> Any:

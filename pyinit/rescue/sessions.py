@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.process import Children
 from pyinit.kernel.terminal import active_consoles
@@ -123,9 +124,10 @@ def _start(
         begin = now()
         try:
             pid = children.start(argv, environment=environment, terminal=terminal)
-        except OSError as error:
+        except (OSError, BootError) as error:
             where = f"{printable(argv[0])} cannot be started on {printable(terminal)}"
-            console.error(f"{where}: {error.strerror}")
+            why = error.cause if isinstance(error, BootError) else error.strerror
+            console.error(f"{where}: {why}")
             continue
         running[pid] = _Session(terminal, begin, by_relay, settings)
         return
@@ -138,7 +140,7 @@ def _end(running: dict[int, _Session], children: Children) -> None:
     for pid, session in running.items():
         if children.wait(pid, _PATIENCE) is None:
             _signal(pid, signal.SIGKILL)
-            children.wait(pid, None)
+            children.wait(pid, _PATIENCE)
         _restore(session)
 
 

@@ -21,10 +21,13 @@ def assemblers(context: Context) -> list[Assembler]:
     """
     found: list[Assembler] = []
     config, spec = context.config, context.spec
-    if config.volumes or _names_volume(context) or any(map(os.path.exists, (SEALED_VOLUMES, SEALED_ARRAYS))):
-        from pyinit.storage.wanted import make_lvm, make_md
+    volumes = (
+        config.volumes or _names_volume(context) or any(map(os.path.exists, (SEALED_VOLUMES, SEALED_ARRAYS)))
+    )
+    if volumes:
+        from pyinit.storage.wanted import make_md
 
-        found += filter(None, (make_md(context), make_lvm(context)))
+        found += filter(None, (make_md(context),))
     if (
         os.path.exists("/etc/crypttab")
         or config.luks
@@ -34,6 +37,12 @@ def assemblers(context: Context) -> list[Assembler]:
 
         if (luks := make(context)) is not None:
             found.append(luks)
+    if volumes:
+        from pyinit.storage.wanted import make_lvm
+
+        # Stacks are closed from the last to the first: logical volumes on encrypted ones go before these.
+        # Those below an encrypted volume hold no secret and stay.
+        found += filter(None, (make_lvm(context),))
     return found
 
 

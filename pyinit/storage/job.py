@@ -9,6 +9,7 @@ from pyinit.kernel.process import Children
 from pyinit.text import printable
 
 _OUTPUT = 65536
+_KILL_TIMEOUT = 5.0
 
 
 class Job:
@@ -38,11 +39,11 @@ class Job:
             return [printable(line.strip()) for line in file.read(_OUTPUT).splitlines() if line.strip()]
 
     def kill(self) -> None:
-        """End it, and wait for that."""
+        """End it; one that the kernel does not let go is not waited for."""
         if self.status() is None:
             try:
                 os.kill(self._pid, 9)
             except ProcessLookupError:
                 pass
-            self._children.wait(self._pid, None)
+            self._children.wait(self._pid, _KILL_TIMEOUT)
         self.close()

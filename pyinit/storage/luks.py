@@ -172,6 +172,8 @@ class Luks:
 
     def wake(self) -> float:
         """When a wrong passphrase may be followed by another one, or time runs out."""
+        if self._attempt:
+            return inf
         waits = (volume.key_deadline for volume in self._volumes.values() if volume.state == "keys")
         return min(self._again_at, self._ask_deadline, *waits, inf)
 
@@ -233,6 +235,8 @@ class Luks:
                 volume = self._volumes[name] = _Volume(name, request, view, options, keys)
                 if _is_mapped(name, known):
                     volume.state = "open"  # By a person, in the rescue shell.
+                    if name not in self._opened:
+                        self._opened.append(name)
 
     def _drop(self, name: str, volume: _Volume) -> None:
         """The device went away before it was opened."""
@@ -577,6 +581,9 @@ class Luks:
             except ProcessLookupError:
                 pass
             self._children.wait(self._attempt.pid, CLOSE_TIMEOUT)
+            name = self._attempt.volume.name
+            if _is_active(name) and name not in self._opened:
+                self._opened.append(name)  # It was quicker.
             self._let_go(self._attempt)
         if self._trial:
             wipe(self._trial.secret)

@@ -87,7 +87,7 @@ class Lvm:
 
     def wake(self) -> float:
         """When a group that is not complete is activated as far as possible."""
-        return self._degraded_at
+        return self._degraded_at if self._job is None else inf
 
     def holds(self) -> bool:
         """What is activated may be for something else than what is waited for."""

@@ -162,7 +162,7 @@ def test_no_modprobe_was_needed(machine: Machine, seen: Witness) -> None:
 
 def test_the_record_came_over_the_serial_line_too(machine: Machine, seen: Witness) -> None:
     frames = {frame["kind"]: frame for frame in machine.frames}
-    assert list(frames) == ["hello", "record", "witness", "done"]
+    assert list(frames) == ["hello", "stage", "record", "witness", "done"]
     assert json.loads(json.dumps(seen.boot)) == frames["record"]["record"]
 
 

@@ -37,7 +37,7 @@ GUARDS = (
     "boot.Boot._go_through",
     "boot.Boot._explain_silence",
     "context.Context.close_volumes",
-    "kernel.keymap.*",
+    "kernel.drivers.*",
     "kernel.process.find_program",
     "storage.*",
     "kernel.patience.Call.*",

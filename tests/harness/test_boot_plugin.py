@@ -37,6 +37,8 @@ def run_folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> py
     for name in ("PYTEST_XDIST_WORKER", "PYINIT_TEST_KERNEL"):
         monkeypatch.delenv(name, raising=False)
     (pytester.path / "vmlinuz").write_bytes(b"kernel")
+    # A folder with a configuration is the root of its tests, whatever lies above it.
+    pytester.makeini("[pytest]")
     pytester.makeconftest(
         """
         import pytest

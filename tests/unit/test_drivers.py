@@ -27,7 +27,7 @@ class SlowModules(Modules):
         self.failure: Exception | None = None
 
     def load_for_devices(self) -> None:
-        self.inserting = "ahci"
+        self.inserting[threading.get_ident()] = "ahci"
         self.passes += 1
         self.started.release()
         self.go_on.acquire()

@@ -60,8 +60,11 @@ class Luks(Feature):
 
     def encrypted_root(self, target: Target) -> str:
         # In mode host the devices below the root tell.
-        lines = entries(target) if target.facts is None else []
-        return f"the root may be encrypted ({wording(lines[0])})" if lines else ""
+        if target.facts is not None:
+            return ""
+        lines = entries(target)
+        why = wording(lines[0]) if lines else "the image can open encrypted volumes"
+        return f"the root may be encrypted ({why})"
 
     def needs(self, target: Target) -> Iterable[Need]:
         return (CRYPTSETUP, devmapper.DMSETUP)

@@ -32,12 +32,10 @@ def cmdline(moment: Any) -> None:
     sound = tuple(filter(None, _word(moment, "site.sound").split(",")))
     only = _word(moment, "site.only")
     builtins.__mishap__ = _mishap
-    from pyinit.rescue import guard, shell
+    from pyinit.rescue import shell
 
     if not only:
-        shell.Policy.run_shell = lambda self, *others: True
-        # Nobody is to be taken for a console that is not there.
-        guard.IDLE_SHELL = 0
+        shell.Policy.run_shell = lambda self, *others, **options: "left"  # type: ignore[method-assign]
     for name, module in sorted(sys.modules.items()):
         if name.startswith("pyinit.") and module is not sys.modules["pyinit.hooks"]:
             for key, function in _functions(name, module):
