@@ -425,6 +425,7 @@ class Boot(Context):
         self.modules.forget_failures()
         if self.daemon is not None:
             self.drivers.look(self.modules)
+            self.patience.call("looking for partitions", udev.reread_partitions)
         mounted = is_mounted(SYSROOT)
         changed = self.changed_command_line()
         if (changed or broken) and mounted and self.mounted_here:

@@ -33,6 +33,7 @@ STOP_TIMEOUT = 10.0
 # A worker that asks a silent disk does not end, even so.
 KILL_TIMEOUT = 5.0
 MAX_RESTARTS = 3
+_BLKRRPART = 0x125F  # include/uapi/linux/fs.h
 # A storm of events must not have a small machine's workers use up its memory.
 SMALL_MEMORY = 512 * MIB
 WORKER_MEMORY = 64 * MIB
@@ -265,6 +266,30 @@ def trigger_devices(*, everything: bool = False) -> None:
             os.write(fd, b"add")
         except OSError:
             pass
+        finally:
+            os.close(fd)
+
+
+def reread_partitions() -> None:
+    """Have the kernel look for partitions on disks where it found none, as sfdisk(8) does.
+
+    One that could not be read when it appeared has none, and nobody looks again when it can be read. Blocks as
+    long as a disk does not answer.
+    """
+    import fcntl
+
+    for name in _list("/sys/block"):
+        path = f"/sys/block/{name}"
+        if not os.path.exists(f"{path}/device") or any(part.startswith(name) for part in _list(path)):
+            continue
+        try:
+            fd = os.open(f"/dev/{name.replace('!', '/')}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.ioctl(fd, _BLKRRPART)
+        except OSError:
+            pass  # In use as a whole, or still not to be read.
         finally:
             os.close(fd)
 

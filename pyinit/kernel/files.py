@@ -60,5 +60,9 @@ def is_mounted(path: str) -> bool:
     """Whether a file system other than that of / is mounted on a directory of /."""
     try:
         return os.stat(path).st_dev != os.stat("/").st_dev
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:
+        # One whose device is gone cannot be looked at, but it is still there (proc_pid_mountinfo(5)).
+        lines = read_if_there("/proc/self/mountinfo").splitlines()
+        return any(line.split(b" ")[4:5] == [os.fsencode(path)] for line in lines)

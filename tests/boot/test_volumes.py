@@ -147,3 +147,27 @@ def test_an_image_without_the_programs_says_which_are_missing(
     assert "/dev/vda1 is a physical volume" in "\n".join(lines)
     assert "--feature lvm" in "\n".join(lines)
     vm.stop()
+
+
+@pytest.mark.fault("A5", "row-7")
+@pytest.mark.parametrize("order", ["volumes in an encrypted one", "encrypted in a volume"])
+def test_whatever_lies_on_what_the_encrypted_volume_is_closed_before_a_shell(
+    order: str, start: Start, root: Ext4, witness_of: Callable[[Machine], Witness]
+) -> None:
+    uuid = "1c0de5ea-0000-4000-8000-00000000000c"
+    if order.startswith("volumes"):
+        stack: Stack = luks(lvm(vg="v", root=root), uuid=uuid, passphrase="secret")
+        words = f"root=/dev/v/root rd.luks.uuid={uuid}"
+    else:
+        stack = lvm(vg="v", vault=luks(root, uuid=uuid, passphrase="secret"))
+        words = f"root=LABEL={LABEL} rd.lvm.lv=v/vault rd.luks.uuid={uuid}"
+    vm = start(f"{words} rd.break=pre-pivot", gpt(stack).build())
+    vm.expect(r"Passphrase for luks-\S+ \(/dev/\S+\): ")
+    vm.send_line("secret")
+    shell = Shell.rescue(vm, "pre-pivot")
+    assert "luks-" not in shell.check("ls /dev/mapper")
+    assert " /sysroot " not in shell.check("cat /proc/mounts")
+    shell.leave()
+    vm.expect(r"Passphrase for luks-\S+ \(/dev/\S+\): ")
+    vm.send_line("secret")
+    assert witness_of(vm).root.device.startswith("dm-")
