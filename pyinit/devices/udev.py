@@ -273,8 +273,8 @@ def trigger_devices(*, everything: bool = False) -> None:
 def reread_partitions() -> None:
     """Have the kernel look for partitions on disks where it found none, as sfdisk(8) does.
 
-    One that could not be read when it appeared has none, and nobody looks again when it can be read. Blocks as
-    long as a disk does not answer.
+    One that could not be read when it appeared has none, and nobody looks again when it can be read. Blocks
+    as long as a disk does not answer.
     """
     import fcntl
 

@@ -330,7 +330,7 @@ def expected(scenario: Scenario) -> frozenset[str]:
         outcomes |= {"E-MOUNT", "E-IO", HANDED_OVER}
     if scenario.fault == "wrong init" and not scenario.shell:
         # Who may have no shell may not name one as the real init: init= is ignored.
-        outcomes = {BOOTED}
+        outcomes = frozenset({BOOTED})
     if scenario.stage == "power" and not scenario.delay and scenario.fault in ("read errors", "disk pulled"):
         # From the very start the disk cannot be read: it is never found.
         outcomes = _MISSING
