@@ -185,7 +185,7 @@ def test_a_hundred_damaged_superblocks_are_neither_mounted_nor_opened_for_writin
     # Without an overlay: what the guest writes would be in the file.
     vm = boot(
         kernel=storage.kernel,
-        initrd=image(storage, features=("lvm", "md", "luks")),
+        initrd=image(storage, features=("lvm", "md", "luks"), rescue="open"),
         disks=(Disk(small_disk()), Disk(path, snapshot=False)),
         append="quiet root=LABEL=small-root rd.break=pre-udev rd.break=pre-pivot",
     )

@@ -67,6 +67,7 @@ def opener(storage: DebianRoot, image: Callable[..., Path]) -> Callable[..., Pat
 
     def make(**options: object) -> Path:
         modules = ("virtio_pci", "virtio_blk", "ext4")
+        options.setdefault("rescue", "open")
         return image(storage, mode="list", modules=modules, features=("luks",), **options)
 
     return make

@@ -90,6 +90,7 @@ def test_the_tpm_opens_the_root_and_without_it_a_person_does(
         mode="list",
         modules=("virtio_pci", "virtio_blk", "ext4"),
         features=("luks", "tpm2"),
+        rescue="open",
         includes=((enroll, "/usr/bin/systemd-cryptenroll"),),
     )
 

@@ -40,7 +40,7 @@ def root(storage: DebianRoot) -> Ext4:
 @pytest.fixture(scope="module")
 def assembling(storage: DebianRoot, image: Callable[..., Path]) -> Path:
     modules = ("virtio_pci", "virtio_blk", "ext4")
-    return image(storage, mode="list", modules=modules, features=("lvm", "md", "luks"))
+    return image(storage, mode="list", modules=modules, features=("lvm", "md", "luks"), rescue="open")
 
 
 @pytest.fixture
