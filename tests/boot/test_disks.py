@@ -10,6 +10,7 @@ import pytest
 from pyinit_qemu import Disk, Machine
 from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.filesystems import Ext4
+from pyinit_qemu.shell import Shell
 from pyinit_qemu.spec import Interface
 from pyinit_qemu.witness import Witness
 
@@ -36,3 +37,18 @@ def test_a_root_on_a_disk_of_this_kind_is_found_by_uuid(
     root = witness_of(vm).root
     assert (root.type, root.device, root.read_only) == ("ext4", device, True)
     assert f"/dev/disk/by-uuid/{UUID}" in root.links
+
+
+def test_a_copy_behind_a_slower_controller_is_noticed(
+    boot: Callable[..., Machine], bookworm: DebianRoot, generic: Path, small_disk: Callable[..., Path]
+) -> None:
+    """The virtio disk is there long before the AHCI controller has looked at its six ports."""
+    disk = Disk(small_disk(lambda tree: Ext4(tree, uuid=UUID)))
+    disks = (disk, Disk(disk.path, interface="ahci"))
+    vm = boot(
+        kernel=bookworm.kernel, initrd=generic, disks=disks, append=f"root=UUID={UUID}", allow=("banner",)
+    )
+    Shell.rescue(vm, "initqueue")
+    assert f"E-AMBIG 2 devices match root: UUID={UUID}" in vm.console
+    assert "/dev/vda1" in vm.console and "/dev/sda1" in vm.console
+    vm.stop()
