@@ -25,7 +25,9 @@ LIBRARIES = ("libcrypt.so.1", "libcrypt.so.2")
 #: What the kernel starts out of the image when it cannot execute /init (kernel_init() in its init/main.c).
 FALLBACKS = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")
 
-_HINT = "Make one with: pyinit-image hash-password > /etc/pyinit/rescue.hash"
+_HINT = (
+    "Make one with: (umask 077; mkdir -p /etc/pyinit; pyinit-image hash-password > /etc/pyinit/rescue.hash)"
+)
 # CRYPT_MAX_PASSPHRASE_SIZE and CRYPT_GENSALT_OUTPUT_SIZE of libxcrypt's crypt.h.
 _LONGEST, _SETTING = 512, 192
 

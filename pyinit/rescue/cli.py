@@ -238,7 +238,9 @@ def _python(words: list[str]) -> int:
         "devices": _enumerate(),
         "mounts": mountinfo.read(),
     }
-    code.interact(f"The boot's own objects: {', '.join(names)}. Ctrl-D leaves.", local=names, exitmsg="")
+    banner = f"The boot's own objects: {', '.join(names)}. Ctrl-D leaves."
+    # What everybody types comes from site.py, which is not in the image.
+    code.interact(banner, local={**names, "exit": sys.exit, "quit": sys.exit}, exitmsg="")
     return 0
 
 

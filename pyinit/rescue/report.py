@@ -139,7 +139,12 @@ def copy_to_terminal(path: str, report: bytes) -> None:
     try:
         if not os.isatty(fd):
             raise OSError(f"{printable(path)} is no terminal")
+        import termios
+
         text = b"----- begin of pyinit's report\n" + report + b"----- end of pyinit's report\n"
+        if not termios.tcgetattr(fd)[1] & termios.OPOST:
+            # Whoever edits lines on this terminal does without the driver's carriage returns.
+            text = text.replace(b"\n", b"\r\n")
         for start in range(0, len(text), _LINE):
             if not write_patiently(fd, text[start : start + _LINE], _PATIENCE):
                 raise OSError(f"{printable(path)} takes no more: {start} of {len(text)} bytes were sent")

@@ -59,6 +59,27 @@ def test_a_disk_that_hangs_is_waited_for_until_it_answers(
     assert witness_of(vm).root.device == "vda1"
 
 
+def test_another_disk_that_hangs_its_driver_is_named_at_the_deadline(
+    start: Callable[..., Machine], disk: Disk, generic: Path, tmp_path: Path, witness_of: Testimony
+) -> None:
+    (tmp_path / "blank").write_bytes(bytes(1 << 20))
+    other = Disk(tmp_path / "blank")
+    vm = start(
+        disk, other, initrd=generic, paused=True, allow=("banner",),
+        append="quiet root=LABEL=small-root rd.timeout=12",
+    )  # fmt: skip
+    vm.faults.hang(other)
+    vm.run()
+    shell = Shell.rescue(vm, "initqueue")
+    explanation = shell.check("pyinit explain")
+    # Who asked it first decides: the driver that looks for partitions, or udevd's worker.
+    assert explanation.startswith(("E-HANG loading virtio_blk does not end", "E-DEV root: LABEL=small-root"))
+    assert "/dev/vdb has not answered" in explanation or "a device does not answer" in explanation
+    vm.faults.heal(other)
+    shell.leave()
+    assert witness_of(vm).root.device == "vda1"
+
+
 def test_errors_at_a_chosen_moment_leave_a_shell_that_can_tell(
     start: Callable[..., Machine], disk: Disk, witness_of: Testimony
 ) -> None:
