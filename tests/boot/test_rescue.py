@@ -52,7 +52,7 @@ def test_a_wrong_root_is_explained_corrected_in_the_shell_and_booted(
     lines = explanation(vm)
     assert lines[0] == "E-DEV root: LABEL=smal-root did not appear within 15 s"
     text = "\n".join(lines)
-    assert re.search(r"/dev/vda1  ext4  UUID=\S+  LABEL=small-root", text)
+    assert re.search(r"/dev/vda1  43 MiB  ext4  UUID=\S+  LABEL=small-root", text)
     assert "nearest: /dev/vda1: its LABEL small-root differs in 1 character" in text
     assert "rd.timeout=" in text
     warning = "rd.tmeout is not known and has no effect; the nearest known word is rd.timeout"
