@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.process import Children, find_program
 
@@ -29,8 +30,9 @@ class Keymap:
         if not self._pid:
             try:
                 self._pid = self._children.start([find_program("loadkeys"), "-q", PATH])
-            except OSError as error:
-                self._console.warning(f"the keyboard keeps its layout: loadkeys: {error.strerror}")
+            except (OSError, BootError) as error:
+                why = error.cause if isinstance(error, BootError) else error.strerror
+                self._console.warning(f"the keyboard keeps its layout: loadkeys: {why}")
                 self._done = True
                 return True
         status = self._children.status(self._pid)

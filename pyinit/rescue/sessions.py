@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from pyinit.errors import BootError
+from pyinit.kernel import memory
 from pyinit.kernel.console import Console
 from pyinit.kernel.process import Children
 from pyinit.kernel.terminal import active_consoles
@@ -22,6 +23,8 @@ Ending = Literal["left", "nobody", "failed"]
 
 # A plain shell that ends in less time (microseconds) reads from a console that is not there.
 _AT_ONCE = 500_000
+# An interpreter of its own takes so much memory; without it a plain shell has to do.
+_RELAY_ROOM = 14 * memory.MIB
 # Seconds that the shells of other consoles get to end.
 _PATIENCE = 2.0
 _RELAY = "from pyinit.rescue.relay import main;main()"
@@ -42,8 +45,10 @@ def run(
 ) -> Ending:
     """Start a shell on every terminal and wait until somebody leaves one."""
     running: dict[int, _Session] = {}
+    room = _RELAY_ROOM * len(terminals)
+    relayed = memory.meminfo().get("MemAvailable", room) >= room
     for terminal in terminals:
-        _start(shell, terminal, environment, children, console, running, relayed=True)
+        _start(shell, terminal, environment, children, console, running, relayed=relayed)
     if not running:
         return "failed"
     poll = select.poll()

@@ -374,12 +374,14 @@ def test_when_memory_is_gone_that_is_said_with_figures(start: Start, witness_of:
     shell.check("mount -o remount,size=100% /run")
 
     def leave(mebibytes: int) -> None:
-        known = "dict(line.split(':') for line in open('/proc/meminfo'))['MemAvailable'].split()[0]"
-        size = f"(int({known}) << 10) - ({mebibytes} << 20)"
-        shell.check(f"python3 -c \"import os; os.posix_fallocate(os.open('/run/fill', 66), 0, {size})\"")
+        # Not by Python, whose own memory would be free again afterwards.
+        available = "while read name value unit; do [ $name != MemAvailable: ] || break; done < /proc/meminfo"
+        shell.check(
+            f"{available}; dd if=/dev/zero of=/run/fill bs=1024 count=$((value - {mebibytes} * 1024))"
+        )
 
     # So little that it is seen beforehand.
-    leave(10)
+    leave(7)
     shell.leave()
     shell = Shell.rescue(vm, "cmdline")
     assert "E-MEM there is too little memory to boot this machine" in vm.console
@@ -389,7 +391,7 @@ def test_when_memory_is_gone_that_is_said_with_figures(start: Start, witness_of:
     shell.leave()
     # So little that it ends on the way.
     shell = Shell.rescue(vm, "pre-udev")
-    leave(10)
+    leave(13)
     shell.leave()
     shell = Shell.rescue(vm)
     assert "E-MEM memory ran out: the kernel began to kill processes" in vm.console
@@ -406,8 +408,8 @@ def test_every_size_of_memory_boots_or_says_why_not(size: int, start: Start) -> 
     console = vm.console
     booted = any(frame["kind"] == "witness" for frame in vm.frames)
     # Where not even the image can be unpacked the kernel says so itself, before there is a PID 1.
-    unpacking = "unpack_to_rootfs" in console and "System is deadlocked on memory" in console
-    assert booted or "E-MEM" in console or unpacking
+    before = "Kernel panic" in console and all(frame["kind"] != "hello" for frame in vm.frames)
+    assert booted or "E-MEM" in console or before
     assert booted == (size >= 128)
 
 
