@@ -14,6 +14,9 @@ from binascii import crc32
 from pyinit.kernel.terminal import write_patiently
 from pyinit.record import now
 
+# Seconds. The reader may be a busy machine; a frame that is cut off spoils all that follow.
+_PATIENCE = 120.0
+
 
 def frame(kind: str, facts: dict[str, object]) -> bytes:
     """Encode one frame."""
@@ -41,5 +44,7 @@ class Reporter:
         # Only a terminal: a mistyped device name must never be written over.
         if os.isatty(fd):
             # A leading line end closes whatever a firmware or a boot loader left on the line.
-            write_patiently(fd, b"\n" + frame(kind, {"at": now(), **facts}))
+            data = b"\n" + frame(kind, {"at": now(), **facts})
+            if not write_patiently(fd, data, _PATIENCE):
+                self._device = ""  # Nobody reads it: it must not cost the next frame as much.
         os.close(fd)
