@@ -11,7 +11,7 @@ import json
 import os
 from binascii import crc32
 
-from pyinit.kernel.terminal import write_patiently
+from pyinit.kernel.terminal import drain, write_patiently
 from pyinit.record import now
 
 # Seconds. The reader may be a busy machine; a frame that is cut off spoils all that follow.
@@ -45,6 +45,9 @@ class Reporter:
         if os.isatty(fd):
             # A leading line end closes whatever a firmware or a boot loader left on the line.
             data = b"\n" + frame(kind, {"at": now(), **facts})
-            if not write_patiently(fd, data, _PATIENCE):
+            if write_patiently(fd, data, _PATIENCE):
+                # Closing gives up what is not sent after 30 s of a clock that may jump (termios(3), tcdrain).
+                drain(fd)
+            else:
                 self._device = ""  # Nobody reads it: it must not cost the next frame as much.
         os.close(fd)

@@ -28,6 +28,16 @@ def write_patiently(fd: int, data: bytes, patience: float = PATIENCE) -> bool:
     return True
 
 
+def drain(fd: int) -> None:
+    """Wait until what was written to a terminal has been sent."""
+    import termios
+
+    try:
+        termios.tcdrain(fd)
+    except termios.error:
+        pass  # It was hung up.
+
+
 def active_consoles() -> list[str]:
     """The devices of all consoles, the one that is /dev/console last.
 
