@@ -88,7 +88,7 @@ def test_a_usr_that_is_missing_is_explained_and_named_in_the_shell(
         "E-USR /usr (fstab line 1) cannot be mounted: /usr: LABEL=usr-of-old did not appear within 4 s"
     )
     text = "\n".join(lines)
-    assert "/dev/vda2  btrfs" in text and "LABEL=the-usr" in text
+    assert "/dev/vda2  133 MiB  btrfs" in text and "LABEL=the-usr" in text
     assert "mount.usr=UUID=... names another /usr." in text
     shell.check("pyinit set mount.usr=LABEL=the-usr")
     shell.leave()
