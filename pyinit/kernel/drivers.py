@@ -44,7 +44,13 @@ class Drivers:
             if self._current is not None:
                 return  # It looks once more when it is through.
             self._current = modules
-        if not start_thread(self._run):
+        try:
+            started = start_thread(self._run)
+        except BaseException:
+            # Nobody else would ever say that it is not busy any more.
+            self._current = None
+            raise
+        if not started:
             self._run()
 
     @property

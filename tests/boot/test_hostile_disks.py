@@ -311,7 +311,8 @@ def test_names_that_would_drive_a_terminal_are_shown_escaped(
     assert seen.boot is not None and printable_strings(seen.boot)
     assert title in seen.boot["cmdline"]
     raw = log.read_bytes()
-    said = raw[raw.index(b"pyinit: ") :]
+    # The editor of the shell moves the cursor in the line that is typed, and nowhere else.
+    said = re.sub(rb"pyinit:initqueue# [^\n]*", b"", raw[raw.index(b"pyinit: ") :])
     assert not re.search(rb"[^\r\n\t -~]", said), "bytes that drive a terminal"
     assert not re.search(rb"\r(?![\r\n])", said), "a line was written over"
 

@@ -38,7 +38,7 @@ def test_skips(tmp_path: Path, ci: str, outcome: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"],
         cwd=tmp_path,
-        env={**os.environ, "CI": ci},
+        env={**os.environ, "CI": ci, "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
         check=False,
