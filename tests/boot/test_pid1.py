@@ -37,9 +37,7 @@ GUARDS = (
     "boot.Boot._go_through",
     "boot.Boot._explain_silence",
     "context.Context.close_volumes",
-    "kernel.drivers.*",
-    "kernel.process.find_program",
-    "storage.*",
+    "kernel.drivers.Drivers._run",
     "kernel.patience.Call.*",
     "switch_root.*",
     "kernel.syscalls.*",
@@ -546,9 +544,6 @@ def test_the_longest_command_line_of_any_bytes(start: Start, witness_of: Testimo
 # Exceptions.
 
 
-@pytest.mark.xfail(
-    reason="not always: after an exception it may wait for the root until its deadline", strict=False
-)
 @pytest.mark.fault("P4")
 def test_an_exception_in_any_function_is_survived(
     start: Start, with_hooks: Callable[[str], Path], witness_of: Testimony
