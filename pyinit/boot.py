@@ -187,7 +187,7 @@ class Boot(Context):
         """The root file system is mounted, unless a person did so in the shell, and what belongs to it."""
         if not is_mounted(SYSROOT):
             self._mount_root()
-        fstab = parse_fstab(belongs.read_fstab(SYSROOT))
+        fstab = parse_fstab(self.patience.call(f"reading {SYSROOT}", belongs.read_fstab, SYSROOT))
         others, warnings = belongs.wanted(fstab, self.config)
         for warning in warnings:
             self.console.warning(warning)
@@ -500,7 +500,7 @@ class Boot(Context):
         mount_filesystem(spec, named, self.modules, self.console, self.patience, printable(one.target))
 
     def _check_filesystem(self, name: str, device: DeviceView, fstype: str) -> fsck.Verdict:
-        checker = fsck.Checker(self.config, self.children, self.console, self.keyboard)
+        checker = fsck.Checker(self.config, self.children, self.console, self.keyboard, self.patience)
         verdict = checker.check(name, device.node, fstype, interruptible=self.guard.policy().open)
         if verdict.checked:
             fsck.remember(name)

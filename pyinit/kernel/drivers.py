@@ -16,7 +16,7 @@ from time import monotonic
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.modules import Modules
-from pyinit.kernel.patience import HANG_ADVICE, LIMIT, start_thread, unanswered
+from pyinit.kernel.patience import LIMIT, hang, start_thread
 
 PATIENCE = 5.0
 
@@ -65,14 +65,8 @@ class Drivers:
 
     def hang(self, waited: float) -> BootError:
         """The explanation for drivers that do not come back from the kernel."""
-        name = self.loading() or "a driver"
-        return BootError(
-            "E-HANG",
-            f"loading {name} does not end: the kernel has not come back for {waited:.6g} s",
-            tried=(f"loading {name}",),
-            found=unanswered() or ("every request to a disk has been answered",),
-            advice=HANG_ADVICE,
-        )
+        what = f"loading {self.loading() or 'a driver'}"
+        return hang(what, f"the kernel has not come back for {waited:.6g} s")
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when all drivers are loaded."""

@@ -143,16 +143,21 @@ class Patience:
             silent = unanswered()
             if self.limit is not None and waited >= self.limit:
                 self._hanging.append((what, call))
-                raise BootError(
-                    "E-HANG",
-                    f"{what} does not end: the kernel has not come back for {waited:.0f} s",
-                    tried=(what,),
-                    found=silent or ("every request to a disk has been answered",),
-                    advice=HANG_ADVICE,
-                )
+                raise hang(what, f"the kernel has not come back for {waited:.0f} s")
             why = f"; {', '.join(silent)}" if silent else ""
             self._console.notice(f"{what} since {int(waited)} s: the kernel has not come back{why}")
             notice += NEXT_NOTICE
+
+
+def hang(what: str, why: str) -> BootError:
+    """``E-HANG`` for work that does not end; ``what`` as for :meth:`Patience.call`, ``why`` printable."""
+    return BootError(
+        "E-HANG",
+        f"{what} does not end: {why}",
+        tried=(what,),
+        found=unanswered() or ("every request to a disk has been answered",),
+        advice=HANG_ADVICE,
+    )
 
 
 def unanswered(directory: str = "/sys/block") -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.files import read_if_there, write_if_possible
 from pyinit.kernel.keyboard import Keyboard
+from pyinit.kernel.patience import Patience
 from pyinit.kernel.process import Children
 from pyinit.text import printable
 
@@ -112,8 +113,16 @@ def percent(line: bytes) -> float | None:
 class Checker:
     """Checks file systems as the command line asks."""
 
-    def __init__(self, config: BootConfig, children: Children, console: Console, keyboard: Keyboard) -> None:
+    def __init__(
+        self,
+        config: BootConfig,
+        children: Children,
+        console: Console,
+        keyboard: Keyboard,
+        patience: Patience,
+    ) -> None:
         self._config = config
+        self._patience = patience
         self._children = children
         self._console = console
         self._keyboard = keyboard
@@ -131,9 +140,11 @@ class Checker:
         if not program:
             self._console.debug(f"no fsck.{printable(fstype)} in the image: {printable(node)} is not checked")
             return Verdict(True, False)
-        if mode == "auto" and fstype in _EXT and ext_is_clean(_read_at(node, *_SUPERBLOCK)):
-            self._console.debug(f"{printable(node)} is clean")
-            return Verdict(True, True)
+        if mode == "auto" and fstype in _EXT:
+            superblock = self._patience.call(f"reading {printable(node)}", _read_at, node, *_SUPERBLOCK)
+            if ext_is_clean(superblock):
+                self._console.debug(f"{printable(node)} is clean")
+                return Verdict(True, True)
         argv = self._command(program, node, fstype)
         run = _Run(self._children, self._console, self._keyboard, argv, node, interruptible)
         status = run.finish()
@@ -272,6 +283,7 @@ class _Run:
         begin = monotonic()
         notice = begin + FIRST_NOTICE
         open_pipes = {self._said, self._told}
+        done, work = self._done, b""
         try:
             if self._interruptible:
                 self._keyboard.listen(self)
@@ -291,7 +303,13 @@ class _Run:
                     self._children.woken()
                 for descriptor in ready & set(self._keyboard.descriptors()):
                     self._keyboard.read(descriptor)
+                if done != self._done:
+                    done = self._done
+                    self._console.record.progress()
                 if monotonic() >= notice:
+                    before, work = work, _work(self._pid)
+                    if work != before:
+                        self._console.record.progress()
                     self._tell(monotonic() - begin)
                     notice = monotonic() + NEXT_NOTICE
             for descriptor in open_pipes:
@@ -343,6 +361,12 @@ class _Run:
         state = "" if self._done is None else f", {self._done:.0f} % done"
         hint = "; Ctrl-C stops it" if self._interruptible else ""
         self._console.notice(f"checking the file system on {self._node} since {int(since)} s{state}{hint}")
+
+
+def _work(pid: int) -> bytes:
+    """What a process has read, written and computed so far, to be compared (proc(5))."""
+    times = read_if_there(f"/proc/{pid}/stat").rpartition(b")")[2].split()[11:13]
+    return b" ".join((read_if_there(f"/proc/{pid}/io"), *times))
 
 
 def _is_read_only(node: str) -> bool:

@@ -29,6 +29,7 @@ from pyinit.kernel.files import names, read_if_there
 from pyinit.kernel.keyboard import Keyboard
 from pyinit.kernel.line import wipe
 from pyinit.kernel.modules import Modules
+from pyinit.kernel.patience import Patience, hang
 from pyinit.kernel.process import Children, find_program
 from pyinit.kernel.prompt import Prompt, Question
 from pyinit.kernel.syscalls import MNT_DETACH, MS, RESOLVE_IN_ROOT, mount, openat2, umount2
@@ -49,6 +50,9 @@ LOCKS = "/run/cryptsetup"
 # Beside what the key derivation takes, cryptsetup and the boot need some memory, in KiB.
 RESERVE = 16 * 1024
 CLOSE_TIMEOUT = 10.0
+#: Seconds that cryptsetup gets at the least, however short the boot's own limit is: deriving a key takes long
+#: on a slow machine.
+LEAST_LIMIT = 30.0
 LONGEST_DELAY = 30.0
 _WRONG_KEY, _NO_MEMORY = 2, 3  # cryptsetup(8), RETURN CODES
 
@@ -99,6 +103,7 @@ class _Attempt(NamedTuple):
     secret: bool
     """Whether what is behind that descriptor must be overwritten."""
     output: int
+    deadline: float
 
 
 class _Trial:
@@ -128,8 +133,10 @@ class Luks:
         modules: Modules,
         console: Console,
         ready_to_ask: Callable[[], bool] = lambda: True,
+        patience: Patience | None = None,
     ) -> None:
         """``prompt`` gives the consoles; ``ready_to_ask`` says whether the keyboard has its layout."""
+        self._patience = patience or Patience(console)
         self._requests = requests
         self._words = words
         self._prompt = prompt
@@ -173,7 +180,7 @@ class Luks:
     def wake(self) -> float:
         """When a wrong passphrase may be followed by another one, or time runs out."""
         if self._attempt:
-            return inf
+            return self._attempt.deadline
         waits = (volume.key_deadline for volume in self._volumes.values() if volume.state == "keys")
         return min(self._again_at, self._ask_deadline, *waits, inf)
 
@@ -290,8 +297,9 @@ class Luks:
     def _read_header(self, volume: _Volume) -> luks_header.Header:
         place = volume.header or volume.view.node
         try:
-            with open(place, "rb", buffering=0) as file:
-                copies = luks_header.read(lambda offset, size: _read_at(file.fileno(), offset, size))
+            copies = self._patience.call(
+                f"reading the LUKS header of {printable(place)}", _read_copies, place
+            )
         except OSError as error:
             raise _broken(volume, f"{printable(place)} cannot be read: {error.strerror}") from error
         for header in copies.good:
@@ -342,7 +350,9 @@ class Luks:
                 self._cannot(volume, _show_key(key), "its device did not appear")
             else:
                 try:
-                    descriptor = _open_inside(place, key.path)
+                    descriptor = self._patience.call(
+                        f"reading {printable(key.path)}", _open_inside, place, key.path
+                    )
                 except OSError as error:
                     self._cannot(volume, _show_key(key), str(error.strerror))
                 else:
@@ -399,12 +409,24 @@ class Luks:
         os.makedirs(LOCKS, 0o700, exist_ok=True)
         output = os.memfd_create("output")
         pid = self._children.start([*words, volume.view.node, volume.name], stdin=descriptor, stdout=output)
-        self._attempt = _Attempt(pid, volume, what, descriptor, secret is not None, output)
+        limit = self._patience.limit
+        deadline = inf if limit is None else monotonic() + max(limit, LEAST_LIMIT)
+        self._attempt = _Attempt(pid, volume, what, descriptor, secret is not None, output, deadline)
 
     def _end_attempt(self) -> None:
         """See how the running cryptsetup has ended, if it has."""
         attempt = self._attempt
-        if attempt is None or (status := self._children.status(attempt.pid)) is None:
+        if attempt is None:
+            return
+        status = self._children.status(attempt.pid)
+        if status is None:
+            if monotonic() >= attempt.deadline:
+                self._stop()
+                limit = max(self._patience.limit or 0.0, LEAST_LIMIT)
+                raise hang(
+                    f"opening {attempt.volume.shown} ({printable(attempt.volume.view.node)})",
+                    f"cryptsetup has not ended after {limit:.6g} s, and was killed",
+                )
             return
         said = self._let_go(attempt)
         volume = attempt.volume
@@ -549,7 +571,14 @@ class Luks:
         self._modules.load_for_filesystem(kind)
         os.makedirs(place, 0o700, exist_ok=True)
         try:
-            mount(view.node, place, kind, MS.RDONLY | MS.NOSUID | MS.NODEV | MS.NOEXEC)
+            self._patience.call(
+                f"mounting {printable(view.node)}",
+                mount,
+                view.node,
+                place,
+                kind,
+                MS.RDONLY | MS.NOSUID | MS.NODEV | MS.NOEXEC,
+            )
         except OSError as error:
             self._console.warning(f"{printable(view.node)} with the key cannot be mounted: {error.strerror}")
             return None
@@ -641,6 +670,7 @@ def make(context: Context) -> Luks | None:
         context.modules,
         context.console,
         context.keymap.ready,
+        context.patience,
     )
 
 
@@ -684,6 +714,12 @@ def _open_inside(place: str, path: str) -> int:
         return openat2(top, path.lstrip("/"), os.O_RDONLY, RESOLVE_IN_ROOT)
     finally:
         os.close(top)
+
+
+def _read_copies(place: str) -> luks_header.Copies:
+    """The headers of a volume; OSError when they cannot be read."""
+    with open(place, "rb", buffering=0) as file:
+        return luks_header.read(lambda offset, size: _read_at(file.fileno(), offset, size))
 
 
 def _read_at(descriptor: int, offset: int, size: int) -> bytes:

@@ -24,6 +24,10 @@ echo "the stub looked at $5 with $1"
 read -r what < /run/check
 case $what in
 hang) printf '2 50 100 %s\n' "$5" >&3; sleep 1000 & trap 'kill $!; exit 32' INT; wait $! ;;
+work)
+    read -r begin rest < /proc/uptime
+    until read -r now rest < /proc/uptime; [ "${now%.*}" -gt $((${begin%.*} + 20)) ]; do :; done
+    exit 0 ;;
 signal) kill -9 $$ ;;
 *) exit "$what" ;;
 esac
@@ -38,7 +42,10 @@ def stubbed(image: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
     stub.write_text(STUB)
     stub.chmod(0o755)
     return image(
-        mode="list", modules=("virtio_pci", "virtio_blk", "ext4"), includes=((stub, "/usr/sbin/fsck.ext4"),)
+        mode="list",
+        modules=("virtio_pci", "virtio_blk", "ext4"),
+        features=("watchdog",),
+        includes=((stub, "/usr/sbin/fsck.ext4"),),
     )
 
 
@@ -48,13 +55,14 @@ def start(
 ) -> Callable[..., tuple[Machine, Shell]]:
     """Boot up to the shell before the check, and tell the stub what to do."""
 
-    def go(what: str, append: str = "") -> tuple[Machine, Shell]:
+    def go(what: str, append: str = "", **fields: object) -> tuple[Machine, Shell]:
         vm = boot(
             kernel=bookworm.kernel,
             initrd=stubbed,
             disks=(Disk(small_disk()),),
             append=f"quiet root=LABEL=small-root rw rd.break=pre-mount fsck.mode=force {append}",
             allow=("banner",),
+            **fields,
         )
         shell = Shell.rescue(vm, "pre-mount")
         shell.check(f"echo {what} > /run/check")
@@ -175,3 +183,16 @@ def test_damage_that_only_a_person_repairs_is_repaired_with_the_command_that_is_
     seen = witness_of(vm)
     assert not seen.root.read_only
     assert "/run/initramfs/fsck-root" in seen.run
+
+
+@pytest.mark.fault("X5", "F2")
+def test_a_check_that_works_keeps_the_watchdog_from_resetting_the_machine(
+    start: Callable[..., tuple[Machine, Shell]], witness_of: Testimony
+) -> None:
+    vm, shell = start("work", "rd.pyinit.watchdog=15", watchdog=True)
+    shell.leave()
+    seen = witness_of(vm)
+    assert seen.boot is not None
+    (check,) = (child for child in seen.boot["children"] if child["argv"][0].endswith("fsck.ext4"))
+    assert check["status"] == 0
+    assert check["end"] - check["start"] > 20_000_000

@@ -190,6 +190,34 @@ def test_after_the_shell_it_is_asked_again(
     assert witness_of(vm).root.device == "dm-0"
 
 
+@pytest.mark.fault("S5", "P4")
+def test_a_disk_that_falls_silent_while_it_is_opened_is_told_and_asked_for_again(
+    start: Start, vault: Callable[..., Luks], witness_of: Callable[[Machine], Witness]
+) -> None:
+    """First under cryptsetup, which is killed; then under PID 1, which looks at the header itself."""
+    vm = start(gpt(vault()).build(), append=f"{ROOT} rd.timeout=12", allow=("banner",))
+    (disk,) = vm.spec.disks
+    vm.expect("Passphrase for vault")
+    vm.faults.hang(disk)
+    vm.send_line(PASSPHRASE)
+    told = failure(vm, "E-HANG")
+    assert (
+        "opening vault (/dev/vda1) does not end: cryptsetup has not ended after 30 s, and was killed" in told
+    )
+    assert "/dev/vda has not answered" in told
+    shell = Shell.rescue(vm, "initqueue")
+    assert PASSPHRASE not in shell.check("cat /run/pyinit/boot.json /run/initramfs/rdsosreport.txt")
+    shell.leave()
+    told = failure(vm, "E-HANG")
+    assert "reading the LUKS header of /dev/vda1 does not end" in told
+    shell = Shell.rescue(vm, "initqueue")
+    vm.faults.heal(disk)
+    shell.leave()
+    vm.expect("Passphrase for vault")
+    vm.send_line(PASSPHRASE)
+    assert witness_of(vm).root.device == "dm-0"
+
+
 @pytest.mark.fault("A5", "row-7")
 def test_a_file_system_that_is_damaged_inside_does_not_leave_the_key_to_a_shell(
     start: Start, witness_of: Callable[[Machine], Witness]
