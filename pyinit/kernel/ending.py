@@ -18,17 +18,21 @@ ACTIONS = {"reboot": REBOOT_AUTOBOOT, "halt": REBOOT_HALT, "poweroff": REBOOT_PO
 
 SYNC_TIME = 10.0
 ACTION_TIME = 15.0
-# What the kernel does at once and without asking drivers (Documentation/admin-guide/sysrq.rst); nothing else
-# is left for a machine that cannot be powered off: it restarts.
+#: What a driver needs at the most to give up a device that is dead: NVMe waits 60 s for an answer
+#: (drivers/nvme/host/core.c, admin_timeout).
+DEVICE_TIME = 60.0
+# Keys of Documentation/admin-guide/sysrq.rst, one after the other: ``o`` powers off, but asks drivers first;
+# ``b`` restarts and asks nobody, which is all that is left for a machine that cannot be powered off.
 _TRIGGER = "/proc/sysrq-trigger"
-_KEYS = {"reboot": b"b", "poweroff": b"o", "halt": b""}
+_KEYS = {"reboot": "b", "poweroff": "ob", "halt": ""}
 
 
 def end_machine(action: str) -> NoReturn:
     """Write everything out, then reboot, power off or halt; never returns and never raises.
 
-    It takes at most ``SYNC_TIME`` + ``ACTION_TIME`` seconds; a ``halt`` or ``poweroff`` that the machine
-    cannot do leaves it stopped here.
+    A restart takes at most ``SYNC_TIME`` + ``ACTION_TIME`` seconds. Powering off takes ``DEVICE_TIME`` more
+    where a driver waits for a dead device, and becomes a restart when the machine still runs then. A
+    ``halt`` that the machine cannot do leaves it stopped here.
     """
     while True:
         try:
@@ -37,16 +41,16 @@ def end_machine(action: str) -> NoReturn:
             Call(os.sync).wait(SYNC_TIME)
             # The calling thread may end in reboot(2), which must not be the end of PID 1.
             Call(reboot, ACTIONS[action]).wait(ACTION_TIME)
-            _trigger(_KEYS[action])
-            time.sleep(ACTION_TIME)
+            for key in _KEYS[action]:
+                _trigger(key.encode())
+                time.sleep(DEVICE_TIME)
         except BaseException:
             continue
 
 
 def _trigger(key: bytes) -> None:
-    if key:
-        fd = os.open(_TRIGGER, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, key)
-        finally:
-            os.close(fd)
+    fd = os.open(_TRIGGER, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, key)
+    finally:
+        os.close(fd)

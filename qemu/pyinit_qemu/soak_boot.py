@@ -41,7 +41,10 @@ _OUTCOMES = ("failure", "done")
 _QUIET_SECONDS = 60.0
 _BOOT_SECONDS = 180.0
 _SHELL_SECONDS = 60.0
-_END_SECONDS = 90.0
+# What a failure behind the point of no return says: there is nothing left to give a shell with.
+_STRANDED = "the initramfs is gone"
+# A power-off that a dead disk holds up becomes a restart, pyinit.kernel.ending.
+_END_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -214,8 +217,8 @@ class _Boot:
         failure = self._outcome(vm, 1)
         if failure is None:
             self._finish(vm)
-        elif not scenario.shell:
-            self._awaits_power_off(vm)
+        elif not scenario.shell or _STRANDED in str(failure["lines"]):
+            self._awaits_end(vm)
         else:
             self._rescue(vm, str(failure["stage"]))
 
@@ -250,7 +253,7 @@ class _Boot:
         if not outcome.ok:
             raise BootFailed(outcome.verdict, outcome.reason, outcome.report)
 
-    def _awaits_power_off(self, vm: Machine) -> None:
+    def _awaits_end(self, vm: Machine) -> None:
         self.answered = False
         vm.wait_event("SHUTDOWN", self._seconds(_END_SECONDS))
         self.answered = True
