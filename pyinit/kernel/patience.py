@@ -78,6 +78,10 @@ class Call:
         if not start_thread(self._run):
             self._run()
 
+    def is_of(self, function: Callable[..., object], *arguments: object) -> bool:
+        """Whether this is the call of that function with those arguments."""
+        return self._function == function and self._arguments == arguments
+
     def wait(self, seconds: float) -> bool:
         """Whether the call has ended, after at most so many seconds of CLOCK_MONOTONIC."""
         if not self._ended.acquire(timeout=max(0.0, seconds)):
@@ -113,11 +117,19 @@ class Patience:
         """Call a function and return what it returns; ``what`` is it in words: ``loading virtio_blk``.
 
         :class:`BootError` ``E-HANG`` when it has not returned after :attr:`limit` seconds. It goes on all the
-        same: nothing can end it. A thread that is not PID 1's first makes the call itself.
+        same: nothing can end it. Whoever asks for the same again waits for that one, so that nothing is
+        mounted twice. A thread that is not PID 1's first makes the call itself.
         """
         if get_ident() != self._owner:
             return function(*arguments)
-        result: Result = self._wait(what, Call(function, *arguments))
+        for begun in self._hanging:
+            if begun[0] == what and begun[1].is_of(function, *arguments):
+                self._hanging.remove(begun)
+                call = begun[1]
+                break
+        else:
+            call = Call(function, *arguments)
+        result: Result = self._wait(what, call)
         return result
 
     def finish(self) -> None:

@@ -412,6 +412,21 @@ def test_every_size_of_memory_boots_or_says_why_not(size: int, start: Start) -> 
 
 
 @pytest.mark.fault("X1")
+@pytest.mark.parametrize("size", [128, 160, 192, 512])
+def test_every_size_of_memory_boots_a_generic_image_or_says_why_not(
+    size: int, start: Start, generic: Path
+) -> None:
+    vm = start(
+        "rd.shell=0 rd.emergency=poweroff", initrd=generic, memory=size * MIB, allow=("banner", "panic")
+    )
+    vm.finish()
+    booted = any(frame["kind"] == "witness" for frame in vm.frames)
+    before = "Kernel panic" in vm.console and all(frame["kind"] != "hello" for frame in vm.frames)
+    assert booted or "E-MEM" in vm.console or before
+    assert booted == (size >= 192)
+
+
+@pytest.mark.fault("X1")
 def test_an_image_that_had_no_room_to_be_unpacked_is_told_from_a_damaged_one(
     start: Start, image: Callable[..., Path], tmp_path: Path
 ) -> None:

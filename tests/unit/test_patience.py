@@ -57,6 +57,30 @@ def test_a_call_that_does_not_return_is_given_up_and_waited_for_at_the_end(
     patience.finish()
 
 
+def test_who_asks_again_for_what_still_hangs_gets_what_comes_of_it(
+    console: Console, answer: threading.Event
+) -> None:
+    """A mount that was given up and comes late must not be made a second time."""
+    made: list[str] = []
+
+    def mount(place: str) -> str:
+        made.append(place)
+        answer.wait()
+        return f"mounted on {place}"
+
+    patience = Patience(console)
+    patience.limit = 0
+    for place in ("/a", "/b", "/a"):
+        with pytest.raises(BootError, match="E-HANG"):
+            patience.call("mounting", mount, place)
+    answer.set()
+    patience.limit = None
+    assert patience.call("mounting", mount, "/a") == "mounted on /a"
+    assert patience.call("mounting", mount, "/b") == "mounted on /b"
+    assert made == ["/a", "/b"]
+    patience.finish()
+
+
 def test_where_there_can_be_no_thread_the_call_is_made_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(function: object, arguments: object) -> int:
         raise RuntimeError("can't start new thread")
