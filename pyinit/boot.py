@@ -124,6 +124,7 @@ class Boot(Context):
         )
         self.patience.limit = self.drivers.limit = config.timeout
         self.spec = devspec.parse_spec(config.root) if config.root else None
+        self.degraded = False
         self.assemblers[:] = assemblers(self)
 
     def start_udev(self) -> None:
@@ -448,7 +449,7 @@ class Boot(Context):
         want = Want(
             name,
             devspec.describe(spec),
-            lambda known: devspec.resolve(spec, known),
+            lambda known: devspec.resolve(spec, known, degraded=self.degraded),
             timeout,
             self._load_filesystem,
         )

@@ -63,6 +63,8 @@ class Context:
         self.mounted_here = False
         """Whether what is mounted as the root was mounted by PID 1, and not by a person."""
         self.init: InitChoice | None = None
+        self.degraded = False
+        """Whether a root on several devices may be used though some are missing."""
         self.closed = False
         """Whether the root was unmounted for a shell, because it is on a volume that was closed."""
         self._prompt: Prompt | None = None

@@ -121,6 +121,16 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
     "Volume groups and arrays": (
         Case("S1", "a mirror lacks one of its disks", "started after 30 s, and that is said"),
         Case(
+            "S2",
+            "members of an array are out of date",
+            "never used by force: the newest alone if that is enough, else the boot says which are there",
+        ),
+        Case(
+            "S3",
+            "a btrfs lacks one of its devices",
+            "explained; with `rootflags=degraded` mounted after 30 s, and that is said",
+        ),
+        Case(
             "S4",
             "a volume group lacks one of its disks",
             "the missing disk is named by its UUID; nothing incomplete is activated",

@@ -194,7 +194,7 @@ def value_of(device: DeviceView, kind: Kind) -> str:
     return device.node
 
 
-def resolve(spec: DeviceSpec, devices: Iterable[DeviceView]) -> list[DeviceView]:
+def resolve(spec: DeviceSpec, devices: Iterable[DeviceView], *, degraded: bool = False) -> list[DeviceView]:
     """Return the block devices that are meant and can be used, by device number.
 
     Devices that udevd has not processed are left out. Tags are compared with udev's properties, not with its
@@ -203,15 +203,29 @@ def resolve(spec: DeviceSpec, devices: Iterable[DeviceView]) -> list[DeviceView]
 
     A tag never means a container: a RAID member or LUKS volume can carry the label of the file system that
     will appear inside it, and may be seen first. A path device of a multipath map is not meant either. The
-    members of one btrfs or bcachefs are one file system; the first stands for all, once all are there.
+    members of one btrfs or bcachefs are one file system; the first stands for all, once all are there, or
+    before that if it may be ``degraded``.
     """
+    blocks, found = _meant(spec, devices)
+    return [device for device in found if degraded or not _is_incomplete(device, blocks)]
+
+
+def incomplete(spec: DeviceSpec, devices: Iterable[DeviceView]) -> list[DeviceView]:
+    """Return the members that are there of what is meant and cannot be used for want of others."""
+    blocks, found = _meant(spec, devices)
+    families = {_family(device) for device in found if _is_incomplete(device, blocks)}
+    return [device for device in blocks if _family(device) in families]
+
+
+def _meant(spec: DeviceSpec, devices: Iterable[DeviceView]) -> tuple[list[DeviceView], list[DeviceView]]:
+    """All block devices that udevd has processed, and those of them that are meant."""
     blocks = sorted((d for d in devices if d.subsystem == "block" and d.initialized), key=_order)
     found = _without_their_disks([device for device in blocks if _is_meant(spec, device)])
     if spec.offset:
         partitions = {_place(device): device for device in blocks if _place(device) != ("", 0)}
         places = [(disk, number + spec.offset) for disk, number in map(_place, found)]
         found = [partitions[place] for place in places if place in partitions]
-    return [device for device in _one_of_each(found) if not _is_incomplete(device, blocks)]
+    return blocks, _one_of_each(found)
 
 
 def carriers(spec: DeviceSpec, devices: Iterable[DeviceView]) -> list[DeviceView]:

@@ -94,7 +94,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         _ROOT,
         "=OPTIONS",
         "none",
-        "Mount options of the root file system, separated by commas, as in fstab(5).",
+        "Mount options of the root file system, separated by commas, as in fstab(5). With `degraded` a btrfs "
+        "that lacks devices is mounted without them 30 seconds after the first one has come.",
         "mount",
     ),
     Option(

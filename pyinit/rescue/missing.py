@@ -70,6 +70,10 @@ def missing_device(
     if name in _WORDS:
         correct = f"Correct it here: pyinit set {_WORDS[name]}={right}, then leave the shell."
     advice.insert(0 if near else len(advice), correct)
+    if devspec.incomplete(spec, known) and name == "root":
+        advice.append(
+            "To boot without the missing devices, once: pyinit set rootflags=degraded, then leave the shell."
+        )
     advice.append("If the device only needs longer: rd.timeout=SECONDS, or rootwait for ever.")
     events = record["events"]["read"]
     tried = (f"waited for udev to announce {devspec.describe(spec)}; {events} events came",)

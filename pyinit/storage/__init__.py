@@ -43,6 +43,10 @@ def assemblers(context: Context) -> list[Assembler]:
         # Stacks are closed from the last to the first: logical volumes on encrypted ones go before these.
         # Those below an encrypted volume hold no secret and stay.
         found += filter(None, (make_lvm(context),))
+    if spec and "degraded" in config.rootflags:
+        from pyinit.storage.btrfs import make as make_btrfs
+
+        found += filter(None, (make_btrfs(context),))
     return found
 
 

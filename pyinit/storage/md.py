@@ -162,6 +162,12 @@ class Md:
             array.refused = [line for line in said if "=" not in line][-_SHOWN:]
             for line in array.refused:
                 self._console.warning(f"mdadm: {line}")
+            if not node:
+                from pyinit.root.mount import kernel_messages
+
+                # mdadm says no more than "Input/output error"; the kernel, which members it did not want.
+                messages = (line for line in kernel_messages(200) if line.startswith("md"))
+                array.refused += [f"kernel: {line}" for line in messages][-_SHOWN:]
         if not node:
             array.started = status == 0
         elif facts.get("MD_STARTED") == "yes" or _is_running(array.node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from pyinit_qemu.witness import Witness
 pytestmark = pytest.mark.boot
 
 ARRAY = "0123abcd:4567ef89:0123abcd:4567ef89"
+#: Where partitions begin, in bytes; offset and size of magic, event count and number of members.
+PARTITION = 1 << 20
+FIELDS = ((0, 4), (200, 8), (220, 4))
 Start = Callable[..., Machine]
 
 
@@ -109,6 +113,64 @@ def test_a_mirror_without_one_leg_is_started_after_a_while_and_says_so(
         f"warning: array {ARRAY} is not complete; its members here: /dev/vda1; started without the others "
         "after 30 s" in vm.console
     )
+
+
+def ahead(disk: Path, folder: Path) -> Path:
+    """A copy of a member's disk that has seen what the others have missed.
+
+    Fields of the superblock, metadata 1.2: the kernel's include/uapi/linux/raid/md_p.h.
+    """
+    copy = folder / f"ahead-{disk.name}"
+    shutil.copyfile(disk, copy)
+    with copy.open("r+b") as file:
+        file.seek(PARTITION + 4096)
+        block = bytearray(file.read(4096))
+        magic, events, members = (int.from_bytes(block[at : at + n], "little") for at, n in FIELDS)
+        assert magic == 0xA92B4EFC
+        block[200:208] = (events + 4).to_bytes(8, "little")
+        block[216:220] = bytes(4)
+        size = 256 + 2 * members
+        words = (int.from_bytes(block[at : min(at + 4, size)], "little") for at in range(0, size, 4))
+        total = sum(words)
+        block[216:220] = ((total + (total >> 32)) & 0xFFFFFFFF).to_bytes(4, "little")
+        file.seek(PARTITION + 4096)
+        file.write(block)
+    return copy
+
+
+@pytest.mark.fault("S2")
+def test_a_leg_that_is_out_of_date_is_left_alone(
+    start: Start, root: Ext4, witness_of: Callable[[Machine], Witness], tmp_path: Path
+) -> None:
+    first, second = disks(md(1, root, uuid=ARRAY, name="0"))
+    stale = tmp_path / "stale"
+    shutil.copyfile(first, stale)
+    before = hashlib.sha256(stale.read_bytes()).digest()
+    vm = start(f"root=LABEL={LABEL} rd.md.uuid={ARRAY}", Disk(stale, snapshot=False), ahead(second, tmp_path))
+    assert witness_of(vm).root.device.startswith("md")
+    assert f"warning: array {ARRAY} is not complete" in vm.console
+    assert hashlib.sha256(stale.read_bytes()).digest() == before
+
+
+@pytest.mark.fault("S2")
+def test_an_array_of_which_too_many_members_are_out_of_date_is_not_started(
+    start: Start, root: Ext4, tmp_path: Path
+) -> None:
+    first, second, third = disks(md(5, root, 3, uuid=ARRAY, name="0"))
+    vm = start(
+        f"root=LABEL={LABEL} rd.md.uuid={ARRAY} rd.timeout=40",
+        first,
+        second,
+        ahead(third, tmp_path),
+        allow=("banner",),
+    )
+    shell = Shell.rescue(vm, "initqueue")
+    told = shell.check("pyinit explain")
+    assert told.startswith(f"E-DEV root: LABEL={LABEL} did not appear within 40 s")
+    assert f"md: array {ARRAY} is not complete; its members here:" in told
+    assert "md: kernel: md: kicking non-fresh vda1 from array!" in told
+    assert "md: kernel: md/raid:md0: not enough operational devices" in told
+    vm.stop()
 
 
 def test_volumes_in_an_encrypted_mirror(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinit.config.cmdline import parse
-from pyinit.config.devspec import DeviceSpec, Kind, decode, describe, nearest, parse_spec, resolve
+from pyinit.config.devspec import DeviceSpec, Kind, decode, describe, incomplete, nearest, parse_spec, resolve
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 
@@ -257,6 +257,10 @@ def test_a_btrfs_is_there_when_all_its_members_are() -> None:
         assert names(text, first) == []
         assert "missing" in remarks(text, first)[0][1]
         assert names(text, first, last) == ["sda"]
+        spec = parse_spec(text)
+        assert [device.name for device in resolve(spec, (first,), degraded=True)] == ["sda"]
+        assert incomplete(spec, (first,)) == [first]
+        assert incomplete(spec, (first, last)) == []
 
 
 @pytest.mark.parametrize(
