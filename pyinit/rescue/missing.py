@@ -14,9 +14,9 @@ from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import describe
 from pyinit.errors import BootError
 from pyinit.kernel.files import read_if_there
+from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import Modules, claims, driverless_devices
 from pyinit.rescue.working import work
-from pyinit.root.mount import kernel_messages
 from pyinit.text import printable
 
 # What leads to disks, by modalias: PCI mass storage (base class 01), SD hosts (0805), USB hosts (0c03); block

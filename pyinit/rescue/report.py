@@ -12,13 +12,13 @@ from pyinit.config.cmdline import OVERRIDES
 from pyinit.config.sealed import CONFIG_PATH, SealedConfig
 from pyinit.devices.view import DeviceView
 from pyinit.kernel import mountinfo
+from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import driverless_modaliases
 from pyinit.kernel.syscalls import MS, mount, umount2
 from pyinit.kernel.terminal import write_patiently
 from pyinit.record import timeline
 from pyinit.rescue.missing import present
 from pyinit.rescue.working import work
-from pyinit.root.mount import kernel_messages
 from pyinit.text import printable
 
 REPORT_PATH = "/run/initramfs/rdsosreport.txt"

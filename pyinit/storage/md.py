@@ -163,7 +163,7 @@ class Md:
             for line in array.refused:
                 self._console.warning(f"mdadm: {line}")
             if not node:
-                from pyinit.root.mount import kernel_messages
+                from pyinit.kernel.messages import kernel_messages
 
                 # mdadm says no more than "Input/output error"; the kernel, which members it did not want.
                 messages = (line for line in kernel_messages(200) if line.startswith("md"))

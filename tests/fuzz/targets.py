@@ -20,7 +20,7 @@ from pyinit.config import cmdline, crypttab, devspec, distance, fstab, options, 
 from pyinit.devices import udev, waiting
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
-from pyinit.kernel import executable, modules, mountinfo
+from pyinit.kernel import executable, messages, modules, mountinfo
 from pyinit.kernel.console import Console
 from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
@@ -552,7 +552,7 @@ def meminfo(data: bytes) -> None:
 
 
 @target(
-    mount.parse_kernel_message,
+    messages.parse_kernel_message,
     seeds=(
         b"6,339,5140900,-;NET: Registered PF_INET\n SUBSYSTEM=net\n DEVICE=n1\n",
         b"3,1,0,c;EXT4-fs (vda1): \\x1b[2J\n",
@@ -561,7 +561,7 @@ def meminfo(data: bytes) -> None:
     words=(*split(r", ; \n - 6 \\x1b 999999999999 caller="), *HOSTILE_NAMES),
 )
 def kernel_log(data: bytes) -> None:
-    found = mount.parse_kernel_message(data)
+    found = messages.parse_kernel_message(data)
     if found is not None:
         shown(found[1])
         if not 0 <= found[0] < 1 << 32:
