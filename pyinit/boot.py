@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Collection
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pyinit import VERSION, switch_root
 from pyinit.config import devspec, sealed
@@ -26,15 +26,28 @@ from pyinit.kernel.files import is_mounted, link_if_possible, read_if_there, wri
 from pyinit.kernel.filesystems import mount_api_filesystems
 from pyinit.kernel.leftovers import end_leftovers
 from pyinit.kernel.modules import Modules
-from pyinit.kernel.syscalls import MNT_DETACH, MS, REBOOT_CAD_OFF, REBOOT_CAD_ON, reboot, umount2
+from pyinit.kernel.syscalls import MNT_DETACH, MS, REBOOT_CAD_OFF, REBOOT_CAD_ON, reboot
 from pyinit.record import now
 from pyinit.report import Reporter
 from pyinit.rescue.guard import Guard
 from pyinit.rescue.shell import loosening
 from pyinit.root import belongs, fsck
-from pyinit.root.mount import SYSROOT, MountSpec, mount_filesystem, parse_options, root_mount
+from pyinit.root.mount import (
+    BACKING,
+    LOWER,
+    SYSROOT,
+    MountSpec,
+    mount_filesystem,
+    mount_one,
+    parse_options,
+    root_mount,
+    unmount_root,
+)
 from pyinit.storage import assemblers
 from pyinit.text import printable
+
+if TYPE_CHECKING:
+    from pyinit.config.overlay import Overlay
 
 BLACKLIST_PATH = "/run/modprobe.d/pyinit.conf"
 # Where people of dracut look for what rd.debug says.
@@ -431,7 +444,7 @@ class Boot(Context):
         if (changed or broken) and mounted and self.mounted_here:
             # Lazily: somebody may still look at it.
             try:
-                umount2(SYSROOT, MNT_DETACH)
+                unmount_root(MNT_DETACH)
             except OSError as error:
                 self.console.warning(f"{SYSROOT} stays mounted: {error.strerror}")
             mounted = is_mounted(SYSROOT)
@@ -463,15 +476,63 @@ class Boot(Context):
     def _mount_root(self) -> None:
         if self.root is None:
             self.wait_for_root()
+        if self.config.overlay is None:
+            self._mount_root_device(SYSROOT)
+        else:
+            self._mount_layers(self.config.overlay)
+        self.mounted_here = True
+
+    def _mount_root_device(self, target: str) -> None:
+        """The file system on the root's device; read-only where changes are laid over it."""
         assert self.root is not None
         found, config = self.root.properties.get("ID_FS_TYPE", ""), self.config
         self._refuse_container(self.root)
         verdict = self._check_filesystem("root", self.root, found)
-        spec = root_mount(self.root.path, found, config.rootflags, verdict.writable and not config.read_only)
+        writable = verdict.writable and not config.read_only and target == SYSROOT
+        spec = root_mount(self.root.path, found, config.rootflags, writable)._replace(target=target)
         if not verdict.writable:
             spec = spec.adding(fsck.read_only_data(found))
         mount_filesystem(spec, config.rootfstype, self.modules, self.console, self.patience)
-        self.mounted_here = True
+
+    def _mount_layers(self, overlay: Overlay) -> None:
+        """The root with changes laid over it: all of it or, after a failure, nothing."""
+        from pyinit.root import layers
+
+        unmount_root()
+        try:
+            if overlay.device:
+                overlay = self._mount_changes(overlay)
+            else:
+                self._mount_one(layers.memory_mount(overlay))
+            self._mount_root_device(LOWER)
+            layers.lay_over(overlay, self._mount_one, self.console.warning)
+        except BaseException:
+            unmount_root()
+            raise
+
+    def _mount_changes(self, overlay: Overlay) -> Overlay:
+        """The file system that keeps the changes; the overlay is read-only when that must be."""
+        try:
+            spec = devspec.parse_spec(overlay.device)
+        except BootError as error:
+            raise BootError(
+                "E-CMDLINE",
+                f"rd.overlay={printable(overlay.device)[:120]} names neither a device nor tmpfs",
+                advice=("pyinit set rd.overlay=tmpfs keeps changes in memory.", *error.advice[-1:]),
+            ) from error
+        device = self._wait_for("overlay", spec, self.config.timeout)
+        self._refuse_container(device)
+        found = device.properties.get("ID_FS_TYPE", "")
+        if not self._check_filesystem("overlay", device, found).writable:
+            self.console.warning(f"no changes can be kept on {printable(device.node)}")
+            overlay = overlay._replace(readonly=True)
+        flags = MS.NODEV | (MS.RDONLY if overlay.readonly else 0)
+        place = MountSpec(device.path, BACKING, found, flags, "")
+        mount_filesystem(place, (), self.modules, self.console, self.patience, "the changes to the root")
+        return overlay
+
+    def _mount_one(self, spec: MountSpec) -> None:
+        mount_one(spec, self.modules, self.console, self.patience)
 
     def _mount_other(self, one: belongs.Wanted) -> None:
         """Mount something inside the new root, unless it is there already."""

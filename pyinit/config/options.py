@@ -15,6 +15,7 @@ from pyinit.text import printable
 
 if TYPE_CHECKING:
     from pyinit.config.luks import LuksWords
+    from pyinit.config.overlay import Overlay
     from pyinit.config.volumes import VolumeWords
 
 Kind = Literal["text", "word", "switch", "number", "choice", "list", "device", "break", "policy"]
@@ -130,6 +131,37 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option("mount.usrfstype", "text", _ROOT, "=TYPE", "what fstab says", "Its file system type.", "mount"),
     Option("mount.usrflags", "text", _ROOT, "=OPTIONS", "what fstab says", "Its mount options.", "mount"),
+    Option(
+        "rd.overlay",
+        "text",
+        _ROOT,
+        "[=off|tmpfs[:LIMITS]|DEVICE]",
+        "off",
+        "Lay changes over the root, which itself stays as it is: in memory (`tmpfs`, also as a bare word; "
+        "LIMITS are `size=`, `nr_blocks=` and `nr_inodes=` of tmpfs(5), separated by commas), or on the file "
+        "system of a device, named as in `root=`, where they survive (`/overlay` and `/ovlwork` on it). The "
+        "root is seen unchanged in /run/rootfsbase. The line for / in fstab becomes a comment there. "
+        "A /usr of its own has no changes laid over it.",
+        "mount",
+    ),
+    Option(
+        "rd.overlay.reset",
+        "switch",
+        _ROOT,
+        "[=0|1]",
+        "0",
+        "Delete the changes on the device of `rd.overlay` before it is used.",
+        "mount",
+    ),
+    Option(
+        "rd.overlay.readonly",
+        "switch",
+        _ROOT,
+        "[=0|1]",
+        "0",
+        "Show the changes on the device of `rd.overlay`, and make no new ones: nothing is written to it.",
+        "mount",
+    ),
     Option(
         "fsck.mode",
         "choice",
@@ -581,6 +613,17 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
 )
 
+#: Old spellings that have the effect of ours (pyinit.config.overlay), with a hint. Value: our word.
+OLD_SPELLINGS: Final = {
+    "rd.overlayfs": "rd.overlay",
+    "rd.live.overlay": "rd.overlay",
+    "rd.live.overlay.overlayfs": "rd.overlay",
+    "rd.live.overlay.reset": "rd.overlay.reset",
+    "rd.live.overlay.readonly": "rd.overlay.readonly",
+    # Ubuntu's, of the package overlayroot.
+    "overlayroot": "rd.overlay",
+}
+
 _BY_NAME = {option.name: option for option in OPTIONS}
 _OTHER_NAMES = {other: option for option in OPTIONS for other in option.other_names}
 
@@ -607,11 +650,10 @@ _UNHANDLED: Final[tuple[tuple[str, str], ...]] = (
         "noverifyssl",
     ),
     (
-        "live images and overlays",
-        "live.image live.dir live.squashimg live.ram live.check live.debug live.overlay live.overlay.size "
-        "live.overlay.thin live.overlay.cowfs live.overlay.reset live.overlay.readonly "
-        "live.overlay.overlayfs live.overlay.nouserconfirmprompt minmem writable.fsimg overlay overlay.reset "
-        "overlay.readonly overlay.crypt",
+        "live images and encrypted overlays",
+        "live.image live.dir live.squashimg live.ram live.check live.debug live.overlay.size "
+        "live.overlay.thin live.overlay.cowfs live.overlay.nouserconfirmprompt minmem writable.fsimg "
+        "overlay.crypt",
     ),
     ("fstab of the root and old layouts", "fstab convertfs"),
     (
@@ -704,6 +746,8 @@ class BootConfig(NamedTuple):
     """``rd.auto``, ``rd.lvm*``, ``rd.md*``; None when there is no such word."""
     luks: LuksWords | None = None
     """``rd.luks.*``; None when there is no such word."""
+    overlay: Overlay | None = None
+    """What ``rd.overlay`` lays over the root; None for nothing."""
 
 
 def boot_config(*sources: bytes) -> BootConfig:
@@ -764,6 +808,10 @@ def boot_config(*sources: bytes) -> BootConfig:
         from pyinit.config.volumes import volume_words
 
         config = config._replace(volumes=volume_words(merged, warnings))
+    if any(word.key.startswith(("rd.overlay", *OLD_SPELLINGS)) for word in merged.words):
+        from pyinit.config.overlay import overlay_words
+
+        config = config._replace(overlay=overlay_words(merged, warnings))
     _warn_unknown(merged, warnings)
     if len(warnings) > _MANY:
         warnings[_MANY:] = [
@@ -912,7 +960,7 @@ def _warn_unknown(line: CommandLine, warnings: list[str]) -> None:
     unhandled: dict[str, dict[str, None]] = {}
     for word in line.words:
         key = word.key
-        if key in _BY_NAME:
+        if key in _BY_NAME or key in OLD_SPELLINGS:
             continue
         if key in _OTHER_NAMES:
             option = _OTHER_NAMES[key]

@@ -37,7 +37,7 @@ _BUSES = ("pci", "virtio", "vmbus", "xen", "usb", "scsi")
 _PCI = re.compile(r"pci:v0000([0-9A-F]{4})d0000([0-9A-F]{4})sv")
 _CLAIMS = 3
 # The words that name the devices.
-_WORDS = {"root": "root", "/usr": "mount.usr"}
+_WORDS = {"root": "root", "/usr": "mount.usr", "overlay": "rd.overlay"}
 
 
 def missing_device(
@@ -70,6 +70,8 @@ def missing_device(
     if name in _WORDS:
         correct = f"Correct it here: pyinit set {_WORDS[name]}={right}, then leave the shell."
     advice.insert(0 if near else len(advice), correct)
+    if name == "overlay":
+        advice.append("To keep changes in memory for this time: pyinit set rd.overlay=tmpfs.")
     advice.append("If the device only needs longer: rd.timeout=SECONDS, or rootwait for ever.")
     events = record["events"]["read"]
     tried = (f"waited for udev to announce {devspec.describe(spec)}; {events} events came",)

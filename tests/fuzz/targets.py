@@ -26,7 +26,7 @@ from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status, working
 from pyinit.rescue.editor import Editor
-from pyinit.root import belongs, fsck, mount
+from pyinit.root import belongs, fsck, layers, mount
 from pyinit.storage import luks_header, md
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
@@ -140,6 +140,7 @@ def command_line(data: bytes) -> None:
     words=(
         *split(r'= , \x20 \n " rd. 0 -1 99999999999 rd.lvm.vg'),
         *(option.name.encode() for option in options.OPTIONS),
+        *map(str.encode, options.OLD_SPELLINGS),
         *HOSTILE_NAMES,
     ),
 )
@@ -346,6 +347,7 @@ def mount_table(data: bytes) -> None:
     fstab.split_options,
     fstab.normalise,
     belongs.wanted,
+    layers.without_root,
     seeds=(
         b"UUID=1-2 / ext4 errors=remount-ro 0 1\n/dev/a\\040b /usr/../usr ext4 ro,nofail 0 2\n",
         b'LABEL=x /a/b xfs x-initrd.mount,context="a:b,c"\n/x /y none bind,x-initrd.mount\n# c\n',
@@ -358,6 +360,10 @@ def mount_table(data: bytes) -> None:
 )
 def fstab_file(data: bytes) -> None:
     read = fstab.parse(data)
+    if any(
+        line.target == "/" and line not in read.lines for line in fstab.parse(layers.without_root(data)).lines
+    ):
+        raise AssertionError("another root in fstab")
     for config in (options.boot_config(b"ro"), options.boot_config(b"rw mount.usr=UUID=1")):
         found, warnings = belongs.wanted(read, config)
         shown(*warnings)

@@ -24,6 +24,7 @@ from .keymap import Keymap
 from .luks import Luks
 from .lvm import Lvm
 from .md import Md
+from .overlay import Overlay
 from .tpm2 import Tpm2
 from .watchdog import Watchdog
 
@@ -53,7 +54,7 @@ class Chosen(NamedTuple):
 
 
 #: The features of this package.
-BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks, Lvm, Md, Tpm2, Watchdog)
+BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks, Lvm, Md, Overlay, Tpm2, Watchdog)
 
 
 def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:
