@@ -26,7 +26,7 @@ from pyinit.kernel.files import is_mounted, link_if_possible, read_if_there, wri
 from pyinit.kernel.filesystems import mount_api_filesystems
 from pyinit.kernel.leftovers import end_leftovers
 from pyinit.kernel.modules import Modules
-from pyinit.kernel.syscalls import MNT_DETACH, MS, REBOOT_CAD_OFF, REBOOT_CAD_ON, reboot
+from pyinit.kernel.syscalls import MNT_DETACH, MS, REBOOT_CAD_OFF, REBOOT_CAD_ON, mount, reboot
 from pyinit.record import now
 from pyinit.report import Reporter
 from pyinit.rescue.guard import Guard
@@ -34,7 +34,9 @@ from pyinit.rescue.shell import loosening
 from pyinit.root import belongs, fsck
 from pyinit.root.mount import (
     BACKING,
+    CONTENT,
     LOWER,
+    MEDIUM,
     SYSROOT,
     MountSpec,
     mount_filesystem,
@@ -47,6 +49,7 @@ from pyinit.storage import assemblers
 from pyinit.text import printable
 
 if TYPE_CHECKING:
+    from pyinit.config.image import ImageFile
     from pyinit.config.overlay import Overlay
 
 BLACKLIST_PATH = "/run/modprobe.d/pyinit.conf"
@@ -476,39 +479,71 @@ class Boot(Context):
     def _mount_root(self) -> None:
         if self.root is None:
             self.wait_for_root()
-        if self.config.overlay is None:
-            self._mount_root_device(SYSROOT)
+        if self.config.overlay is None and self.config.image is None:
+            self._mount_root_device(SYSROOT, not self.config.read_only)
         else:
-            self._mount_layers(self.config.overlay)
+            self._mount_layers(self.config.image, self.config.overlay)
         self.mounted_here = True
 
-    def _mount_root_device(self, target: str) -> None:
-        """The file system on the root's device; read-only where changes are laid over it."""
+    def _mount_root_device(self, target: str, writable: bool) -> None:
+        """The file system on the root's device."""
         assert self.root is not None
         found, config = self.root.properties.get("ID_FS_TYPE", ""), self.config
         self._refuse_container(self.root)
-        verdict = self._check_filesystem("root", self.root, found)
-        writable = verdict.writable and not config.read_only and target == SYSROOT
-        spec = root_mount(self.root.path, found, config.rootflags, writable)._replace(target=target)
+        verdict = self._check_filesystem("medium" if target == MEDIUM else "root", self.root.node, found)
+        spec = root_mount(self.root.path, found, config.rootflags, verdict.writable and writable)
+        spec = spec._replace(target=target)
         if not verdict.writable:
             spec = spec.adding(fsck.read_only_data(found))
         mount_filesystem(spec, config.rootfstype, self.modules, self.console, self.patience)
 
-    def _mount_layers(self, overlay: Overlay) -> None:
-        """The root with changes laid over it: all of it or, after a failure, nothing."""
+    def _mount_layers(self, image: ImageFile | None, overlay: Overlay | None) -> None:
+        """Device, file on it, changes laid over that: all of them or, after a failure, nothing."""
         from pyinit.root import layers
 
         unmount_root()
+        root = LOWER if overlay else SYSROOT
+        writable = overlay is None and not self.config.read_only
         try:
-            if overlay.device:
+            if overlay and overlay.device:
                 overlay = self._mount_changes(overlay)
-            else:
+            elif overlay:
                 self._mount_one(layers.memory_mount(overlay))
-            self._mount_root_device(LOWER)
-            layers.lay_over(overlay, self._mount_one, self.console.warning)
+            self._mount_root_device(MEDIUM if image else root, writable)
+            if image:
+                self._mount_image(image, root, writable)
+            if overlay:
+                layers.lay_over(overlay, self._mount_one, self.console.warning)
         except BaseException:
             unmount_root()
             raise
+
+    def _mount_image(self, image: ImageFile, target: str, writable: bool) -> None:
+        """The file system in a file on the medium; in a live image another file may hold the root."""
+        from pyinit.config.image import LIVE_INSIDE
+        from pyinit.root import imagefile
+
+        if not image.live:
+            self._mount_file(MEDIUM, image, target, writable)
+            return
+        self._mount_file(MEDIUM, image, CONTENT, writable)
+        if imagefile.exists(CONTENT, LIVE_INSIDE):
+            self._mount_file(CONTENT, image._replace(path=LIVE_INSIDE), target, False)
+        else:
+            os.makedirs(target, 0o755, exist_ok=True)
+            mount(CONTENT, target, None, MS.MOVE)
+
+    def _mount_file(self, top: str, image: ImageFile, target: str, writable: bool) -> None:
+        from pyinit.root import imagefile
+
+        with imagefile.attached(top, image, writable, self.modules) as (node, found):
+            checked = self._check_filesystem("root", node, found)
+            spec = root_mount(node, found, image.flags, writable and checked.writable)
+            spec = spec._replace(target=target)
+            if not checked.writable:
+                spec = spec.adding(fsck.read_only_data(found))
+            what = f"the root file system in {printable(image.path)}"
+            mount_filesystem(spec, (), self.modules, self.console, self.patience, what)
 
     def _mount_changes(self, overlay: Overlay) -> Overlay:
         """The file system that keeps the changes; the overlay is read-only when that must be."""
@@ -523,7 +558,7 @@ class Boot(Context):
         device = self._wait_for("overlay", spec, self.config.timeout)
         self._refuse_container(device)
         found = device.properties.get("ID_FS_TYPE", "")
-        if not self._check_filesystem("overlay", device, found).writable:
+        if not self._check_filesystem("overlay", device.node, found).writable:
             self.console.warning(f"no changes can be kept on {printable(device.node)}")
             overlay = overlay._replace(readonly=True)
         flags = MS.NODEV | (MS.RDONLY if overlay.readonly else 0)
@@ -550,7 +585,7 @@ class Boot(Context):
             source, found = device.path, device.properties.get("ID_FS_TYPE", "")
             self._refuse_container(device)
             if one.checked:
-                writable = self._check_filesystem(one.target, device, found).writable
+                writable = self._check_filesystem(one.target, device.node, found).writable
         flags, data = parse_options(one.options)
         if not writable:
             flags |= MS.RDONLY
@@ -560,9 +595,9 @@ class Boot(Context):
         named = () if one.fstype in ("auto", "", found) else (one.fstype,)
         mount_filesystem(spec, named, self.modules, self.console, self.patience, printable(one.target))
 
-    def _check_filesystem(self, name: str, device: DeviceView, fstype: str) -> fsck.Verdict:
+    def _check_filesystem(self, name: str, node: str, fstype: str) -> fsck.Verdict:
         checker = fsck.Checker(self.config, self.children, self.console, self.keyboard, self.patience)
-        verdict = checker.check(name, device.node, fstype, interruptible=self.guard.policy().open)
+        verdict = checker.check(name, node, fstype, interruptible=self.guard.policy().open)
         if verdict.checked:
             fsck.remember(name)
         return verdict

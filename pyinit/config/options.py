@@ -14,6 +14,7 @@ from pyinit.config.sealed import POLICIES
 from pyinit.text import printable
 
 if TYPE_CHECKING:
+    from pyinit.config.image import ImageFile
     from pyinit.config.luks import LuksWords
     from pyinit.config.overlay import Overlay
     from pyinit.config.volumes import VolumeWords
@@ -131,6 +132,43 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option("mount.usrfstype", "text", _ROOT, "=TYPE", "what fstab says", "Its file system type.", "mount"),
     Option("mount.usrflags", "text", _ROOT, "=OPTIONS", "what fstab says", "Its mount options.", "mount"),
+    Option(
+        "rd.fstab",
+        "switch",
+        _ROOT,
+        "[=0|1]",
+        "1",
+        "`0`: what the root's fstab says is left to the real system; `mount.usr=` still counts.",
+        "mount",
+    ),
+    Option(
+        "loop",
+        "text",
+        _ROOT,
+        "=PATH",
+        "none, the device holds the root itself",
+        "The root is in this file on the file system of `root=`, which is mounted on /run/initramfs/live, "
+        "writable with `rw` only.",
+        "mount",
+    ),
+    Option("loopfstype", "text", _ROOT, "=TYPE", "what is found in it", "File system type in it.", "mount"),
+    Option(
+        "loopflags", "text", _ROOT, "=OPTIONS", "none", "Mount options of the file system in it.", "mount"
+    ),
+    Option(
+        "rd.live.image",
+        "switch",
+        _ROOT,
+        "[=0|1]",
+        "0, unless root= begins with live:",
+        "The device of `root=` is a live medium. `root=live:DEVICE` says so too; with `live:` the label of a "
+        "CD may be written `CDLABEL=`. The root is in /LiveOS/squashfs.img on it (squashfs or erofs), or in "
+        "/LiveOS/rootfs.img inside of that, and changes are laid over it as `rd.overlay` says, in memory "
+        "without a word about it.",
+        "mount",
+    ),
+    Option("rd.live.dir", "text", _ROOT, "=FOLDER", "LiveOS", "Where on a live medium it is.", "mount"),
+    Option("rd.live.squashimg", "text", _ROOT, "=NAME", "squashfs.img", "The name of that image.", "mount"),
     Option(
         "rd.overlay",
         "text",
@@ -613,6 +651,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
 )
 
+_IMAGE_WORDS = ("loop", "rd.live.image")
 #: Old spellings that have the effect of ours (pyinit.config.overlay), with a hint. Value: our word.
 OLD_SPELLINGS: Final = {
     "rd.overlayfs": "rd.overlay",
@@ -650,12 +689,12 @@ _UNHANDLED: Final[tuple[tuple[str, str], ...]] = (
         "noverifyssl",
     ),
     (
-        "live images and encrypted overlays",
-        "live.image live.dir live.squashimg live.ram live.check live.debug live.overlay.size "
+        "some options of live images, and encrypted overlays",
+        "live.ram live.check live.debug live.overlay.size "
         "live.overlay.thin live.overlay.cowfs live.overlay.nouserconfirmprompt minmem writable.fsimg "
         "overlay.crypt",
     ),
-    ("fstab of the root and old layouts", "fstab convertfs"),
+    ("old layouts", "convertfs"),
     (
         "console fonts, keymaps and locales",
         "vconsole.keymap vconsole.keymap.ext vconsole.unicode vconsole.font vconsole.font.map "
@@ -698,6 +737,8 @@ class BootConfig(NamedTuple):
     """``mount.usr=`` as given; empty when it was not."""
     usrfstype: str
     usrflags: str
+    fstab: bool
+    """Whether what the root's fstab says is mounted."""
     fsck_mode: str
     """``auto``, ``force`` or ``skip``."""
     fsck_repair: str
@@ -746,6 +787,8 @@ class BootConfig(NamedTuple):
     """``rd.auto``, ``rd.lvm*``, ``rd.md*``; None when there is no such word."""
     luks: LuksWords | None = None
     """``rd.luks.*``; None when there is no such word."""
+    image: ImageFile | None = None
+    """The file that holds the root, on the file system of ``root=``; None when that is the root."""
     overlay: Overlay | None = None
     """What ``rd.overlay`` lays over the root; None for nothing."""
 
@@ -776,6 +819,7 @@ def boot_config(*sources: bytes) -> BootConfig:
         usr=get.text("mount.usr"),
         usrfstype=get.text("mount.usrfstype"),
         usrflags=get.text("mount.usrflags"),
+        fstab=merged.flag("rd.fstab", True),
         fsck_mode=_fsck_mode(get),
         fsck_repair=get.choice("fsck.repair") or "preen",
         fsck_on_fail=get.choice("rd.pyinit.fsck.on-fail") or "shell",
@@ -808,10 +852,16 @@ def boot_config(*sources: bytes) -> BootConfig:
         from pyinit.config.volumes import volume_words
 
         config = config._replace(volumes=volume_words(merged, warnings))
-    if any(word.key.startswith(("rd.overlay", *OLD_SPELLINGS)) for word in merged.words):
+    if config.root.startswith("live:") or any(word.key in _IMAGE_WORDS for word in merged.words):
+        from pyinit.config.image import image_words
+
+        root, image = image_words(merged, config.root, warnings)
+        config = config._replace(root=root, image=image)
+    live = config.image is not None and config.image.live
+    if live or any(word.key.startswith(("rd.overlay", *OLD_SPELLINGS)) for word in merged.words):
         from pyinit.config.overlay import overlay_words
 
-        config = config._replace(overlay=overlay_words(merged, warnings))
+        config = config._replace(overlay=overlay_words(merged, live, warnings))
     _warn_unknown(merged, warnings)
     if len(warnings) > _MANY:
         warnings[_MANY:] = [

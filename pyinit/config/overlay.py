@@ -27,8 +27,11 @@ class Overlay(NamedTuple):
     """Show the changes of earlier boots and allow no new ones."""
 
 
-def overlay_words(line: CommandLine, warnings: list[str]) -> Overlay | None:
-    """Read the words; None when there is no overlay. ``warnings`` gets hints and what is not understood."""
+def overlay_words(line: CommandLine, live: bool, warnings: list[str]) -> Overlay | None:
+    """Read the words; None when there is no overlay. ``warnings`` gets hints and what is not understood.
+
+    ``live``: without a word about it there is one, for a live system is of no use that cannot be written.
+    """
     asked: Word | None = None
     switches = {"rd.overlay.reset": False, "rd.overlay.readonly": False}
     for word in line.words:
@@ -41,14 +44,14 @@ def overlay_words(line: CommandLine, warnings: list[str]) -> Overlay | None:
             switches[ours] = is_on(word)
         elif ours == "rd.overlay":
             asked = word
+    reset, readonly = switches.values()
     if asked is None:
-        return None
+        return Overlay("", "", reset, readonly) if live else None
     value = asked.value
     if asked.key == "overlayroot":
         value = _of_overlayroot(value or "")
     if value in ("0", "no", "off", "none"):
         return None
-    reset, readonly = switches.values()
     if value in (None, "", "1", "yes", "on", "tmpfs"):
         return Overlay("", "", reset, readonly)
     assert value is not None

@@ -18,11 +18,14 @@ from pyinit.record import now
 from pyinit.text import printable
 
 SYSROOT = "/sysroot"
-# What a root of several layers is made of (pyinit.root.layers): the root below the changes, what keeps them.
+# What a root of several layers is made of: the medium with the file that it is in, what that file holds, the
+# root below the changes, what keeps these. The places are dracut's, for programs of live systems look there.
+MEDIUM = "/run/initramfs/live"
+CONTENT = "/run/initramfs/squashfs"
 LOWER = "/run/rootfsbase"
 BACKING = "/run/overlayfs-backing"
 # What lies on others comes first.
-_PLACES = (SYSROOT, LOWER, BACKING)
+_PLACES = (SYSROOT, LOWER, CONTENT, MEDIUM, BACKING)
 
 # mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS": those that are flags of mount(2). Value: (set, clear).
 _FLAG_OPTIONS: dict[str, tuple[int, int]] = {

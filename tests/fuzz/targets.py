@@ -26,7 +26,7 @@ from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status, working
 from pyinit.rescue.editor import Editor
-from pyinit.root import belongs, fsck, layers, mount
+from pyinit.root import belongs, fsck, imagefile, layers, mount
 from pyinit.storage import luks_header, md
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
@@ -135,6 +135,8 @@ def command_line(data: bytes) -> None:
     options.boot_config,
     seeds=(
         b"root=LABEL=x ro quiet rd.timeout=5 rd.break=mount,pre-pivot rd.driver.pre=a,b-c panic=-1",
+        b"root=live:CDLABEL=x rd.live.dir=../a loop=a/../b rd.overlay=tmpfs:size=1k,x",
+        b"rd.live.image overlayroot=device:dev=x loop=/ rd.live.overlay.reset",
         b"rd.luks.uuid=1 rd.brake rdbreak rd.shel=0 loglevel=9 rootwait=x rd.ctty=../x\nrd.shell=0",
     ),
     words=(
@@ -491,12 +493,15 @@ def superblock() -> bytes:
 @target(
     fsck.ext_is_clean,
     fsck.percent,
-    seeds=(superblock(), b"1 17 200 /dev/vda1\n"),
+    imagefile.recognise,
+    seeds=(superblock(), b"hsqs", bytes(1024) + superblock(), b"1 17 200 /dev/vda1\n"),
     words=split(r"\x53\xef \xff\xff \x20 1 5 6 0 9999999999999999999999 -1 \xb2 \0\0\0\0"),
 )
 def checked_file_system(data: bytes) -> None:
     if fsck.ext_is_clean(data) and data[56:58] != b"\x53\xef":
         raise AssertionError("something else is clean")
+    if imagefile.recognise(data) not in ("", "squashfs", "erofs", "ext4", "xfs", "iso9660", "btrfs"):
+        raise AssertionError("no file system is called so")
     done = fsck.percent(data)
     if done is not None and not 0 <= done <= 100:
         raise AssertionError(f"{done} percent")
