@@ -51,6 +51,7 @@ from pyinit.text import printable
 if TYPE_CHECKING:
     from pyinit.config.image import ImageFile
     from pyinit.config.overlay import Overlay
+    from pyinit.root.discover import Discovery
 
 BLACKLIST_PATH = "/run/modprobe.d/pyinit.conf"
 # Where people of dracut look for what rd.debug says.
@@ -58,6 +59,8 @@ DEBUG_LOG_PATH = "/run/initramfs/init.log"
 TIMELINE_PATH = "/run/pyinit/timeline.py"
 LEFTOVER_TIMEOUT = 5.0
 LOOK_AROUND = 3.0
+# Values of root= that leave it to us to find the root, as to systemd-gpt-auto-generator(8).
+DISCOVERED = ("gpt-auto", "gpt-auto-force")
 # What the boot can do without (nofail) gets so long to appear.
 OPTIONAL_TIMEOUT = 5.0
 
@@ -70,6 +73,8 @@ class Boot(Context):
     ) -> None:
         super().__init__(kernel_environ, kernel_argv, started)
         self.guard = Guard(self)
+        self.discovery: Discovery | None = None
+        """How the root was found that root= does not name."""
         self._breaks_done: set[str] = set()
         self._hooks_done: set[tuple[str, str]] = set()
 
@@ -139,7 +144,9 @@ class Boot(Context):
             patience=self.patience,
         )
         self.patience.limit = self.drivers.limit = config.timeout
-        self.spec = devspec.parse_spec(config.root) if config.root else None
+        named = config.root not in ("", *DISCOVERED)
+        self.spec = devspec.parse_spec(config.root) if named else None
+        self.discovery = None
         self.assemblers[:] = assemblers(self)
 
     def start_udev(self) -> None:
@@ -183,14 +190,8 @@ class Boot(Context):
         assert self.waiter is not None
         self.modules.load_all(self.config.drivers_late)
         if self.spec is None:
-            # Devices get a moment to appear, so that they can be named.
-            try:
-                self.waiter.wait(
-                    Want("root", "any block device, to name them", lambda known: [], LOOK_AROUND)
-                )
-            except BootError as error:
-                raise self._explain_missing(error, "root", None) from None
-        else:
+            self._discover_root()
+        if self.spec is not None:
             self.root = self._wait_for("root", self.spec, self.config.timeout)
             self.console.info(f"root is {describe(self.root)}")
 
@@ -207,6 +208,8 @@ class Boot(Context):
         others, warnings = belongs.wanted(fstab, self.config)
         for warning in warnings:
             self.console.warning(warning)
+        if self.discovery and not any(one.target == "/usr" for one in others):
+            others = [*self.discovery.usr(list(self.known()), SYSROOT), *others]
         for one in others:
             try:
                 self._mount_other(one)
@@ -473,6 +476,36 @@ class Boot(Context):
         except BootError as error:
             raise self._explain_missing(error, name, spec) from None
 
+    def _discover_root(self) -> None:
+        """Find the root by the type of its partition; :attr:`spec` is what an encrypted one becomes."""
+        from pyinit.root.discover import Discovery, booted_partition
+
+        assert self.waiter is not None
+        discovery = Discovery(booted_partition(self.modules))
+        # Somebody who relies on it waits for it; else devices get a moment to appear, so as to be named.
+        patient = self.config.root or discovery.booted
+        limit = self.config.timeout if patient else LOOK_AROUND
+        find = discovery.root if self.config.gpt_auto or self.config.root else lambda known: []
+        try:
+            root = self.waiter.wait(Want("root", discovery.describe(), find, limit, self._load_filesystem))
+        except BootError as error:
+            if error.code != "E-DEV":
+                raise
+            from pyinit.rescue.missing import no_root_given, present
+
+            known = list(self.known())
+            if patient:
+                raise discovery.missing(error.cause, known, present(known)) from None
+            raise no_root_given(self.record.data["cmdline"], known, discovery.remarks(known)) from None
+        self.discovery = discovery
+        discovery.choose(root)
+        self.console.info(f"root is {describe(root)}: {discovery.reason(list(self.known()))}")
+        if root.properties.get("ID_FS_TYPE") == "crypto_LUKS":
+            self.spec = devspec.parse_spec(f"/dev/mapper/luks-{root.properties.get('ID_FS_UUID', '')}")
+            self.assemblers[:] = assemblers(self)
+        else:
+            self.root = root
+
     def _load_filesystem(self, device: DeviceView) -> None:
         self.modules.load_for_filesystem(device.properties.get("ID_FS_TYPE", ""))
 
@@ -480,10 +513,14 @@ class Boot(Context):
         if self.root is None:
             self.wait_for_root()
         if self.config.overlay is None and self.config.image is None:
-            self._mount_root_device(SYSROOT, not self.config.read_only)
+            self._mount_root_device(SYSROOT, self._may_write())
         else:
             self._mount_layers(self.config.image, self.config.overlay)
         self.mounted_here = True
+
+    def _may_write(self) -> bool:
+        """Whether the root may be mounted writable."""
+        return not self.config.read_only and not (self.discovery and self.discovery.read_only)
 
     def _mount_root_device(self, target: str, writable: bool) -> None:
         """The file system on the root's device."""
@@ -503,7 +540,7 @@ class Boot(Context):
 
         unmount_root()
         root = LOWER if overlay else SYSROOT
-        writable = overlay is None and not self.config.read_only
+        writable = overlay is None and self._may_write()
         try:
             if overlay and overlay.device:
                 overlay = self._mount_changes(overlay)
@@ -612,15 +649,13 @@ class Boot(Context):
                 advice=("Open it by hand and mount the root on /sysroot, or set another root=.",),
             )
 
-    def _explain_missing(self, error: BootError, name: str, spec: devspec.DeviceSpec | None) -> BootError:
+    def _explain_missing(self, error: BootError, name: str, spec: devspec.DeviceSpec) -> BootError:
         """What stands behind an ``E-DEV``: what is there, and what is not; another error as it is."""
         if error.code != "E-DEV":
             return error
-        from pyinit.rescue.missing import missing_device, no_root_given
+        from pyinit.rescue.missing import missing_device
 
         known = list(self.known())
-        if spec is None:
-            return no_root_given(self.record.data["cmdline"], known)
         waiting = [f"{stack.name}: {line}" for stack in self.assemblers for line in stack.waits_for()]
         return missing_device(error.cause, name, spec, known, self.modules, self.record.data, waiting)
 

@@ -73,11 +73,15 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "text",
         _ROOT,
         "=DEVICE",
-        "none, it must be given",
+        "found by the type of its partition",
         "The block device that holds the root file system: a path (`/dev/vda1`, `/dev/disk/by-id/...`, any "
         "link that udev makes), `UUID=`, `LABEL=`, `PARTUUID=` (also `PARTUUID=.../PARTNROFF=n`, the "
         "partition n places after that one), `PARTLABEL=`, or a device number (`8:1`, `0801`). "
-        'A label with blanks needs double quotes: `"root=LABEL=my disk"`.',
+        'A label with blanks needs double quotes: `"root=LABEL=my disk"`. With `gpt-auto`, and without '
+        "`root=`, it is the partition whose GPT type says so (Discoverable Partitions Specification): the "
+        "first one on the disk that the boot loader was started from, or the only one where that is not "
+        "known. "
+        "`rd.systemd.gpt_auto=0` switches this off.",
         "cmdline",
     ),
     Option(
@@ -789,6 +793,8 @@ class BootConfig(NamedTuple):
     """``rd.luks.*``; None when there is no such word."""
     image: ImageFile | None = None
     """The file that holds the root, on the file system of ``root=``; None when that is the root."""
+    gpt_auto: bool = True
+    """Whether a root that nobody names may be found by the type of its partition."""
     overlay: Overlay | None = None
     """What ``rd.overlay`` lays over the root; None for nothing."""
 
@@ -852,6 +858,8 @@ def boot_config(*sources: bytes) -> BootConfig:
         from pyinit.config.volumes import volume_words
 
         config = config._replace(volumes=volume_words(merged, warnings))
+    if not (merged.flag("systemd.gpt_auto", True) and merged.flag("rd.systemd.gpt_auto", True)):
+        config = config._replace(gpt_auto=False)
     if config.root.startswith("live:") or any(word.key in _IMAGE_WORDS for word in merged.words):
         from pyinit.config.image import image_words
 

@@ -127,13 +127,16 @@ def _name(view: DeviceView) -> str:
     return printable(view.node)
 
 
-def no_root_given(line: str, known: list[DeviceView]) -> BootError:
-    """Explain a command line without ``root=``; ``line`` is printable."""
+def no_root_given(line: str, known: list[DeviceView], remarks: Iterable[str] = ()) -> BootError:
+    """Explain a command line without ``root=``; ``line`` is printable.
+
+    ``remarks`` say why no partition was found to be the root by its type.
+    """
     return BootError(
         "E-NOROOT",
         "no root= was given",
         tried=(f"the kernel command line: {line}",),
-        found=tuple(present(known)),
+        found=(*present(known), *remarks),
         advice=(
             "Name one of them here: pyinit set root=UUID=..., then leave the shell.",
             "Add root=UUID=... (or LABEL=, PARTUUID=, /dev/...) to the boot loader's kernel command line.",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyinit import memdebug, record
-from pyinit.config import cmdline, crypttab, devspec, distance, fstab, options, sealed, volumes
+from pyinit.config import cmdline, crypttab, devspec, discoverable, distance, fstab, options, sealed, volumes
 from pyinit.devices import udev, waiting
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
@@ -26,7 +26,7 @@ from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status, working
 from pyinit.rescue.editor import Editor
-from pyinit.root import belongs, fsck, imagefile, layers, mount
+from pyinit.root import belongs, discover, fsck, imagefile, layers, mount
 from pyinit.storage import luks_header, md
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
@@ -113,6 +113,39 @@ HOSTILE_NAMES = (
 
 
 # What the kernel command line, the image and the kernel's own tables say to PID 1.
+
+
+@target(
+    discoverable.parse_loader_variable,
+    discoverable.of_type,
+    discoverable.find,
+    discoverable.disk_with,
+    discoverable.attributes,
+    seeds=(
+        b"\6\0\0\0" + "5C0FFEE5-0000-4000-8000-00000000F00D\0".encode("utf-16-le"),
+        b"ID_PART_ENTRY_SCHEME=gpt\nID_PART_ENTRY_TYPE=4f68bce3-e8cd-4db1-96e7-fbcaf984b709\n"
+        b"ID_PART_ENTRY_UUID=5c0ffee5-0000-4000-8000-00000000f00d\nID_PART_ENTRY_DISK=8:0\n"
+        b"ID_PART_ENTRY_NUMBER=2\nID_PART_ENTRY_FLAGS=0x1000000000000000",
+    ),
+    words=split(
+        r"ID_PART_ENTRY_FLAGS=0x8000000000000000 ID_PART_ENTRY_NUMBER= ID_PART_ENTRY_DISK= \n \n\n NEW=1 "
+        r"\x1b[2J \0 - a\0 ID_FS_TYPE=crypto_LUKS \xd8\xd8"
+    ),
+)
+def discovered_roots(data: bytes) -> None:
+    uuid = discoverable.parse_loader_variable(data)
+    if uuid and not re.fullmatch("[0-9a-f-]{36}", uuid):
+        raise AssertionError(f"no UUID: {uuid!r}")
+    known = views(text_of(data))
+    for booted in ("", "5c0ffee5-0000-4000-8000-00000000f00d"):
+        found = discover.Discovery(booted, "x86_64")
+        roots = found.root(known)
+        if any(discoverable.attributes(view) & discoverable.NO_AUTO for view in roots):
+            raise AssertionError("a partition that is not to be found so")
+        shown(found.describe(), found.reason(known), *found.remarks(known))
+        refused(found.missing("cause", known, map(waiting.describe, known)))
+        for view in roots[:1]:
+            found.choose(view)
 
 
 @target(
