@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Collection
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pyinit import VERSION, switch_root
 from pyinit.config import devspec, sealed
@@ -26,15 +26,32 @@ from pyinit.kernel.files import is_mounted, link_if_possible, read_if_there, wri
 from pyinit.kernel.filesystems import mount_api_filesystems
 from pyinit.kernel.leftovers import end_leftovers
 from pyinit.kernel.modules import Modules
-from pyinit.kernel.syscalls import MNT_DETACH, MS, REBOOT_CAD_OFF, REBOOT_CAD_ON, reboot, umount2
+from pyinit.kernel.syscalls import MNT_DETACH, MS, REBOOT_CAD_OFF, REBOOT_CAD_ON, mount, reboot
 from pyinit.record import now
 from pyinit.report import Reporter
 from pyinit.rescue.guard import Guard
 from pyinit.rescue.shell import loosening
 from pyinit.root import belongs, fsck
-from pyinit.root.mount import SYSROOT, MountSpec, mount_filesystem, parse_options, root_mount
+from pyinit.root.mount import (
+    BACKING,
+    CONTENT,
+    LOWER,
+    MEDIUM,
+    SYSROOT,
+    MountSpec,
+    mount_filesystem,
+    mount_one,
+    parse_options,
+    root_mount,
+    unmount_root,
+)
 from pyinit.storage import assemblers
 from pyinit.text import printable
+
+if TYPE_CHECKING:
+    from pyinit.config.image import ImageFile
+    from pyinit.config.overlay import Overlay
+    from pyinit.root.discover import Discovery
 
 BLACKLIST_PATH = "/run/modprobe.d/pyinit.conf"
 # Where people of dracut look for what rd.debug says.
@@ -42,6 +59,8 @@ DEBUG_LOG_PATH = "/run/initramfs/init.log"
 TIMELINE_PATH = "/run/pyinit/timeline.py"
 LEFTOVER_TIMEOUT = 5.0
 LOOK_AROUND = 3.0
+# Values of root= that leave it to us to find the root, as to systemd-gpt-auto-generator(8).
+DISCOVERED = ("gpt-auto", "gpt-auto-force")
 # What the boot can do without (nofail) gets so long to appear.
 OPTIONAL_TIMEOUT = 5.0
 
@@ -54,6 +73,8 @@ class Boot(Context):
     ) -> None:
         super().__init__(kernel_environ, kernel_argv, started)
         self.guard = Guard(self)
+        self.discovery: Discovery | None = None
+        """How the root was found that root= does not name."""
         self._breaks_done: set[str] = set()
         self._hooks_done: set[tuple[str, str]] = set()
 
@@ -123,8 +144,9 @@ class Boot(Context):
             patience=self.patience,
         )
         self.patience.limit = self.drivers.limit = config.timeout
-        self.spec = devspec.parse_spec(config.root) if config.root else None
-        self.degraded = False
+        named = config.root not in ("", *DISCOVERED)
+        self.spec = devspec.parse_spec(config.root) if named else None
+        self.discovery, self.degraded = None, False
         self.assemblers[:] = assemblers(self)
 
     def start_udev(self) -> None:
@@ -168,14 +190,8 @@ class Boot(Context):
         assert self.waiter is not None
         self.modules.load_all(self.config.drivers_late)
         if self.spec is None:
-            # Devices get a moment to appear, so that they can be named.
-            try:
-                self.waiter.wait(
-                    Want("root", "any block device, to name them", lambda known: [], LOOK_AROUND)
-                )
-            except BootError as error:
-                raise self._explain_missing(error, "root", None) from None
-        else:
+            self._discover_root()
+        if self.spec is not None:
             self.root = self._wait_for("root", self.spec, self.config.timeout)
             self.console.info(f"root is {describe(self.root)}")
 
@@ -192,6 +208,8 @@ class Boot(Context):
         others, warnings = belongs.wanted(fstab, self.config)
         for warning in warnings:
             self.console.warning(warning)
+        if self.discovery and not any(one.target == "/usr" for one in others):
+            others = [*self.discovery.usr(list(self.known()), SYSROOT), *others]
         for one in others:
             try:
                 self._mount_other(one)
@@ -432,7 +450,7 @@ class Boot(Context):
         if (changed or broken) and mounted and self.mounted_here:
             # Lazily: somebody may still look at it.
             try:
-                umount2(SYSROOT, MNT_DETACH)
+                unmount_root(MNT_DETACH)
             except OSError as error:
                 self.console.warning(f"{SYSROOT} stays mounted: {error.strerror}")
             mounted = is_mounted(SYSROOT)
@@ -458,21 +476,135 @@ class Boot(Context):
         except BootError as error:
             raise self._explain_missing(error, name, spec) from None
 
+    def _discover_root(self) -> None:
+        """Find the root by the type of its partition; :attr:`spec` is what an encrypted one becomes."""
+        from pyinit.root.discover import Discovery, booted_partition
+
+        assert self.waiter is not None
+        discovery = Discovery(booted_partition(self.modules))
+        # Somebody who relies on it waits for it; else devices get a moment to appear, so as to be named.
+        patient = self.config.root or discovery.booted
+        limit = self.config.timeout if patient else LOOK_AROUND
+        find = discovery.root if self.config.gpt_auto or self.config.root else lambda known: []
+        try:
+            root = self.waiter.wait(Want("root", discovery.describe(), find, limit, self._load_filesystem))
+        except BootError as error:
+            if error.code != "E-DEV":
+                raise
+            from pyinit.rescue.missing import no_root_given, present
+
+            known = list(self.known())
+            if patient:
+                raise discovery.missing(error.cause, known, present(known)) from None
+            raise no_root_given(self.record.data["cmdline"], known, discovery.remarks(known)) from None
+        self.discovery = discovery
+        discovery.choose(root)
+        self.console.info(f"root is {describe(root)}: {discovery.reason(list(self.known()))}")
+        if root.properties.get("ID_FS_TYPE") == "crypto_LUKS":
+            self.spec = devspec.parse_spec(f"/dev/mapper/luks-{root.properties.get('ID_FS_UUID', '')}")
+            self.assemblers[:] = assemblers(self)
+        else:
+            self.root = root
+
     def _load_filesystem(self, device: DeviceView) -> None:
         self.modules.load_for_filesystem(device.properties.get("ID_FS_TYPE", ""))
 
     def _mount_root(self) -> None:
         if self.root is None:
             self.wait_for_root()
+        if self.config.overlay is None and self.config.image is None:
+            self._mount_root_device(SYSROOT, self._may_write())
+        else:
+            self._mount_layers(self.config.image, self.config.overlay)
+        self.mounted_here = True
+
+    def _may_write(self) -> bool:
+        """Whether the root may be mounted writable."""
+        return not self.config.read_only and not (self.discovery and self.discovery.read_only)
+
+    def _mount_root_device(self, target: str, writable: bool) -> None:
+        """The file system on the root's device."""
         assert self.root is not None
         found, config = self.root.properties.get("ID_FS_TYPE", ""), self.config
         self._refuse_container(self.root)
-        verdict = self._check_filesystem("root", self.root, found)
-        spec = root_mount(self.root.path, found, config.rootflags, verdict.writable and not config.read_only)
+        verdict = self._check_filesystem("medium" if target == MEDIUM else "root", self.root.node, found)
+        spec = root_mount(self.root.path, found, config.rootflags, verdict.writable and writable)
+        spec = spec._replace(target=target)
         if not verdict.writable:
             spec = spec.adding(fsck.read_only_data(found))
         mount_filesystem(spec, config.rootfstype, self.modules, self.console, self.patience)
-        self.mounted_here = True
+
+    def _mount_layers(self, image: ImageFile | None, overlay: Overlay | None) -> None:
+        """Device, file on it, changes laid over that: all of them or, after a failure, nothing."""
+        from pyinit.root import layers
+
+        unmount_root()
+        root = LOWER if overlay else SYSROOT
+        writable = overlay is None and self._may_write()
+        try:
+            if overlay and overlay.device:
+                overlay = self._mount_changes(overlay)
+            elif overlay:
+                self._mount_one(layers.memory_mount(overlay))
+            self._mount_root_device(MEDIUM if image else root, writable)
+            if image:
+                self._mount_image(image, root, writable)
+            if overlay:
+                layers.lay_over(overlay, self._mount_one, self.console.warning)
+        except BaseException:
+            unmount_root()
+            raise
+
+    def _mount_image(self, image: ImageFile, target: str, writable: bool) -> None:
+        """The file system in a file on the medium; in a live image another file may hold the root."""
+        from pyinit.config.image import LIVE_INSIDE
+        from pyinit.root import imagefile
+
+        if not image.live:
+            self._mount_file(MEDIUM, image, target, writable)
+            return
+        self._mount_file(MEDIUM, image, CONTENT, writable)
+        if imagefile.exists(CONTENT, LIVE_INSIDE):
+            self._mount_file(CONTENT, image._replace(path=LIVE_INSIDE), target, False)
+        else:
+            os.makedirs(target, 0o755, exist_ok=True)
+            mount(CONTENT, target, None, MS.MOVE)
+
+    def _mount_file(self, top: str, image: ImageFile, target: str, writable: bool) -> None:
+        from pyinit.root import imagefile
+
+        with imagefile.attached(top, image, writable, self.modules) as (node, found):
+            checked = self._check_filesystem("root", node, found)
+            spec = root_mount(node, found, image.flags, writable and checked.writable)
+            spec = spec._replace(target=target)
+            if not checked.writable:
+                spec = spec.adding(fsck.read_only_data(found))
+            what = f"the root file system in {printable(image.path)}"
+            mount_filesystem(spec, (), self.modules, self.console, self.patience, what)
+
+    def _mount_changes(self, overlay: Overlay) -> Overlay:
+        """The file system that keeps the changes; the overlay is read-only when that must be."""
+        try:
+            spec = devspec.parse_spec(overlay.device)
+        except BootError as error:
+            raise BootError(
+                "E-CMDLINE",
+                f"rd.overlay={printable(overlay.device)[:120]} names neither a device nor tmpfs",
+                advice=("pyinit set rd.overlay=tmpfs keeps changes in memory.", *error.advice[-1:]),
+            ) from error
+        device = self._wait_for("overlay", spec, self.config.timeout)
+        self._refuse_container(device)
+        found = device.properties.get("ID_FS_TYPE", "")
+        if not self._check_filesystem("overlay", device.node, found).writable:
+            self.console.warning(f"no changes can be kept on {printable(device.node)}")
+            overlay = overlay._replace(readonly=True)
+        flags = MS.NODEV | (MS.RDONLY if overlay.readonly else 0)
+        place = MountSpec(device.path, BACKING, found, flags, "")
+        mount_filesystem(place, (), self.modules, self.console, self.patience, "the changes to the root")
+        return overlay
+
+    def _mount_one(self, spec: MountSpec) -> None:
+        mount_one(spec, self.modules, self.console, self.patience)
 
     def _mount_other(self, one: belongs.Wanted) -> None:
         """Mount something inside the new root, unless it is there already."""
@@ -490,7 +622,7 @@ class Boot(Context):
             source, found = device.path, device.properties.get("ID_FS_TYPE", "")
             self._refuse_container(device)
             if one.checked:
-                writable = self._check_filesystem(one.target, device, found).writable
+                writable = self._check_filesystem(one.target, device.node, found).writable
         flags, data = parse_options(one.options)
         if not writable:
             flags |= MS.RDONLY
@@ -500,9 +632,9 @@ class Boot(Context):
         named = () if one.fstype in ("auto", "", found) else (one.fstype,)
         mount_filesystem(spec, named, self.modules, self.console, self.patience, printable(one.target))
 
-    def _check_filesystem(self, name: str, device: DeviceView, fstype: str) -> fsck.Verdict:
+    def _check_filesystem(self, name: str, node: str, fstype: str) -> fsck.Verdict:
         checker = fsck.Checker(self.config, self.children, self.console, self.keyboard, self.patience)
-        verdict = checker.check(name, device.node, fstype, interruptible=self.guard.policy().open)
+        verdict = checker.check(name, node, fstype, interruptible=self.guard.policy().open)
         if verdict.checked:
             fsck.remember(name)
         return verdict
@@ -517,15 +649,13 @@ class Boot(Context):
                 advice=("Open it by hand and mount the root on /sysroot, or set another root=.",),
             )
 
-    def _explain_missing(self, error: BootError, name: str, spec: devspec.DeviceSpec | None) -> BootError:
+    def _explain_missing(self, error: BootError, name: str, spec: devspec.DeviceSpec) -> BootError:
         """What stands behind an ``E-DEV``: what is there, and what is not; another error as it is."""
         if error.code != "E-DEV":
             return error
-        from pyinit.rescue.missing import missing_device, no_root_given
+        from pyinit.rescue.missing import missing_device
 
         known = list(self.known())
-        if spec is None:
-            return no_root_given(self.record.data["cmdline"], known)
         waiting = [f"{stack.name}: {line}" for stack in self.assemblers for line in stack.waits_for()]
         return missing_device(error.cause, name, spec, known, self.modules, self.record.data, waiting)
 

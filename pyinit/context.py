@@ -21,7 +21,6 @@ from pyinit.kernel.keyboard import Keyboard
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.patience import Patience
 from pyinit.kernel.process import Children
-from pyinit.kernel.syscalls import MNT_DETACH, umount2
 from pyinit.record import Record
 from pyinit.report import Reporter
 from pyinit.switch_root import InitChoice
@@ -126,16 +125,12 @@ class Context:
 
         What one stack closes lies on what the next one closes, so the last one comes first.
         """
-        from pyinit.root.mount import SYSROOT
+        from pyinit.root.mount import SYSROOT, unmount_root
 
         if any(assembler.opened() for assembler in self.assemblers):
-            if is_mounted(SYSROOT):
-                try:
-                    umount2(SYSROOT)
-                except OSError:
-                    # Somebody looks at it. Without its device there will be nothing to see.
-                    umount2(SYSROOT, MNT_DETACH)
-                self.closed = True
+            # Somebody may look at it. Without its device there will be nothing to see.
+            self.closed = self.closed or is_mounted(SYSROOT)
+            unmount_root()
             self.root, self.mounted_here = None, False
         for assembler in reversed(self.assemblers):
             assembler.close()

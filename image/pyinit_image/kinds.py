@@ -53,6 +53,7 @@ GENERIC = (
     ("fs/erofs/*", "root file system of live systems"),
     ("fs/isofs/*", "file system of CDs"),
     ("fs/overlayfs/*", "writable layer over a read-only root"),
+    ("fs/efivarfs/*", "tells which disk the boot loader is on"),
     ("fs/fat/vfat*", "EFI system partition"),
     ("fs/nls/nls_cp437*", "character set of vfat"),
     ("fs/nls/nls_iso8859-1.*", "character set of vfat"),

@@ -51,7 +51,7 @@ _OTHER_ROOTS = (
     (r"nbd:.*", "a root on a network block device"),
     (r"dhcp6?|/dev/root", "a root that DHCP or netroot= names"),
     (r"(virtiofs|virtfs|9p):.*", "a root shared by a hypervisor"),
-    (r"(live|https?|ftp|tftp|torrent):.*", "a live image"),
+    (r"(live|https?|ftp|tftp|torrent):.*", "a live image that is not on a device of its own"),
     (r"zfs(:.*)?|ZFS=.*|zfs=.*", "a root on ZFS"),
     (r"(mtd|ubi)[0-9:].*", "a root on flash memory without a block device"),
     (r"gpt-auto(-force)?|fstab|tmpfs|bind:.*|dissect|off", "a root that only systemd can find"),

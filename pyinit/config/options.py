@@ -14,7 +14,9 @@ from pyinit.config.sealed import POLICIES
 from pyinit.text import printable
 
 if TYPE_CHECKING:
+    from pyinit.config.image import ImageFile
     from pyinit.config.luks import LuksWords
+    from pyinit.config.overlay import Overlay
     from pyinit.config.volumes import VolumeWords
 
 Kind = Literal["text", "word", "switch", "number", "choice", "list", "device", "break", "policy"]
@@ -71,11 +73,15 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "text",
         _ROOT,
         "=DEVICE",
-        "none, it must be given",
+        "found by the type of its partition",
         "The block device that holds the root file system: a path (`/dev/vda1`, `/dev/disk/by-id/...`, any "
         "link that udev makes), `UUID=`, `LABEL=`, `PARTUUID=` (also `PARTUUID=.../PARTNROFF=n`, the "
         "partition n places after that one), `PARTLABEL=`, or a device number (`8:1`, `0801`). "
-        'A label with blanks needs double quotes: `"root=LABEL=my disk"`.',
+        'A label with blanks needs double quotes: `"root=LABEL=my disk"`. With `gpt-auto`, and without '
+        "`root=`, it is the partition whose GPT type says so (Discoverable Partitions Specification): the "
+        "first one on the disk that the boot loader was started from, or the only one where that is not "
+        "known. "
+        "`rd.systemd.gpt_auto=0` switches this off.",
         "cmdline",
     ),
     Option(
@@ -131,6 +137,74 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option("mount.usrfstype", "text", _ROOT, "=TYPE", "what fstab says", "Its file system type.", "mount"),
     Option("mount.usrflags", "text", _ROOT, "=OPTIONS", "what fstab says", "Its mount options.", "mount"),
+    Option(
+        "rd.fstab",
+        "switch",
+        _ROOT,
+        "[=0|1]",
+        "1",
+        "`0`: what the root's fstab says is left to the real system; `mount.usr=` still counts.",
+        "mount",
+    ),
+    Option(
+        "loop",
+        "text",
+        _ROOT,
+        "=PATH",
+        "none, the device holds the root itself",
+        "The root is in this file on the file system of `root=`, which is mounted on /run/initramfs/live, "
+        "writable with `rw` only.",
+        "mount",
+    ),
+    Option("loopfstype", "text", _ROOT, "=TYPE", "what is found in it", "File system type in it.", "mount"),
+    Option(
+        "loopflags", "text", _ROOT, "=OPTIONS", "none", "Mount options of the file system in it.", "mount"
+    ),
+    Option(
+        "rd.live.image",
+        "switch",
+        _ROOT,
+        "[=0|1]",
+        "0, unless root= begins with live:",
+        "The device of `root=` is a live medium. `root=live:DEVICE` says so too; with `live:` the label of a "
+        "CD may be written `CDLABEL=`. The root is in /LiveOS/squashfs.img on it (squashfs or erofs), or in "
+        "/LiveOS/rootfs.img inside of that, and changes are laid over it as `rd.overlay` says, in memory "
+        "without a word about it.",
+        "mount",
+    ),
+    Option("rd.live.dir", "text", _ROOT, "=FOLDER", "LiveOS", "Where on a live medium it is.", "mount"),
+    Option("rd.live.squashimg", "text", _ROOT, "=NAME", "squashfs.img", "The name of that image.", "mount"),
+    Option(
+        "rd.overlay",
+        "text",
+        _ROOT,
+        "[=off|tmpfs[:LIMITS]|DEVICE]",
+        "off",
+        "Lay changes over the root, which itself stays as it is: in memory (`tmpfs`, also as a bare word; "
+        "LIMITS are `size=`, `nr_blocks=` and `nr_inodes=` of tmpfs(5), separated by commas), or on the file "
+        "system of a device, named as in `root=`, where they survive (`/overlay` and `/ovlwork` on it). The "
+        "root is seen unchanged in /run/rootfsbase. The line for / in fstab becomes a comment there. "
+        "A /usr of its own has no changes laid over it.",
+        "mount",
+    ),
+    Option(
+        "rd.overlay.reset",
+        "switch",
+        _ROOT,
+        "[=0|1]",
+        "0",
+        "Delete the changes on the device of `rd.overlay` before it is used.",
+        "mount",
+    ),
+    Option(
+        "rd.overlay.readonly",
+        "switch",
+        _ROOT,
+        "[=0|1]",
+        "0",
+        "Show the changes on the device of `rd.overlay`, and make no new ones: nothing is written to it.",
+        "mount",
+    ),
     Option(
         "fsck.mode",
         "choice",
@@ -582,6 +656,18 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
 )
 
+_IMAGE_WORDS = ("loop", "rd.live.image")
+#: Old spellings that have the effect of ours (pyinit.config.overlay), with a hint. Value: our word.
+OLD_SPELLINGS: Final = {
+    "rd.overlayfs": "rd.overlay",
+    "rd.live.overlay": "rd.overlay",
+    "rd.live.overlay.overlayfs": "rd.overlay",
+    "rd.live.overlay.reset": "rd.overlay.reset",
+    "rd.live.overlay.readonly": "rd.overlay.readonly",
+    # Ubuntu's, of the package overlayroot.
+    "overlayroot": "rd.overlay",
+}
+
 _BY_NAME = {option.name: option for option in OPTIONS}
 _OTHER_NAMES = {other: option for option in OPTIONS for other in option.other_names}
 
@@ -608,13 +694,12 @@ _UNHANDLED: Final[tuple[tuple[str, str], ...]] = (
         "noverifyssl",
     ),
     (
-        "live images and overlays",
-        "live.image live.dir live.squashimg live.ram live.check live.debug live.overlay live.overlay.size "
-        "live.overlay.thin live.overlay.cowfs live.overlay.reset live.overlay.readonly "
-        "live.overlay.overlayfs live.overlay.nouserconfirmprompt minmem writable.fsimg overlay overlay.reset "
-        "overlay.readonly overlay.crypt",
+        "some options of live images, and encrypted overlays",
+        "live.ram live.check live.debug live.overlay.size "
+        "live.overlay.thin live.overlay.cowfs live.overlay.nouserconfirmprompt minmem writable.fsimg "
+        "overlay.crypt",
     ),
-    ("fstab of the root and old layouts", "fstab convertfs"),
+    ("old layouts", "convertfs"),
     (
         "console fonts, keymaps and locales",
         "vconsole.keymap vconsole.keymap.ext vconsole.unicode vconsole.font vconsole.font.map "
@@ -657,6 +742,8 @@ class BootConfig(NamedTuple):
     """``mount.usr=`` as given; empty when it was not."""
     usrfstype: str
     usrflags: str
+    fstab: bool
+    """Whether what the root's fstab says is mounted."""
     fsck_mode: str
     """``auto``, ``force`` or ``skip``."""
     fsck_repair: str
@@ -705,6 +792,12 @@ class BootConfig(NamedTuple):
     """``rd.auto``, ``rd.lvm*``, ``rd.md*``; None when there is no such word."""
     luks: LuksWords | None = None
     """``rd.luks.*``; None when there is no such word."""
+    image: ImageFile | None = None
+    """The file that holds the root, on the file system of ``root=``; None when that is the root."""
+    gpt_auto: bool = True
+    """Whether a root that nobody names may be found by the type of its partition."""
+    overlay: Overlay | None = None
+    """What ``rd.overlay`` lays over the root; None for nothing."""
 
 
 def boot_config(*sources: bytes) -> BootConfig:
@@ -733,6 +826,7 @@ def boot_config(*sources: bytes) -> BootConfig:
         usr=get.text("mount.usr"),
         usrfstype=get.text("mount.usrfstype"),
         usrflags=get.text("mount.usrflags"),
+        fstab=merged.flag("rd.fstab", True),
         fsck_mode=_fsck_mode(get),
         fsck_repair=get.choice("fsck.repair") or "preen",
         fsck_on_fail=get.choice("rd.pyinit.fsck.on-fail") or "shell",
@@ -765,6 +859,18 @@ def boot_config(*sources: bytes) -> BootConfig:
         from pyinit.config.volumes import volume_words
 
         config = config._replace(volumes=volume_words(merged, warnings))
+    if not (merged.flag("systemd.gpt_auto", True) and merged.flag("rd.systemd.gpt_auto", True)):
+        config = config._replace(gpt_auto=False)
+    if config.root.startswith("live:") or any(word.key in _IMAGE_WORDS for word in merged.words):
+        from pyinit.config.image import image_words
+
+        root, image = image_words(merged, config.root, warnings)
+        config = config._replace(root=root, image=image)
+    live = config.image is not None and config.image.live
+    if live or any(word.key.startswith(("rd.overlay", *OLD_SPELLINGS)) for word in merged.words):
+        from pyinit.config.overlay import overlay_words
+
+        config = config._replace(overlay=overlay_words(merged, live, warnings))
     _warn_unknown(merged, warnings)
     if len(warnings) > _MANY:
         warnings[_MANY:] = [
@@ -913,7 +1019,7 @@ def _warn_unknown(line: CommandLine, warnings: list[str]) -> None:
     unhandled: dict[str, dict[str, None]] = {}
     for word in line.words:
         key = word.key
-        if key in _BY_NAME:
+        if key in _BY_NAME or key in OLD_SPELLINGS:
             continue
         if key in _OTHER_NAMES:
             option = _OTHER_NAMES[key]

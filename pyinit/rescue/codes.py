@@ -31,7 +31,10 @@ HELP: dict[str, Help] = {
         ("Boot the previous image, or another system.", _REBUILD),
     ),
     "E-NOROOT": Help(
-        ("The boot loader's entry has no `root=`.", "The command line was typed by hand."),
+        (
+            "The boot loader's entry has no `root=`, and no partition has the type of a root.",
+            "The command line was typed by hand.",
+        ),
         (
             "`pyinit devices` lists what is there; `pyinit set root=UUID=...` names it; leave the shell.",
             "Put `root=` into the boot loader's configuration, or seal it: `pyinit-image build --cmdline`.",

@@ -37,7 +37,7 @@ _BUSES = ("pci", "virtio", "vmbus", "xen", "usb", "scsi")
 _PCI = re.compile(r"pci:v0000([0-9A-F]{4})d0000([0-9A-F]{4})sv")
 _CLAIMS = 3
 # The words that name the devices.
-_WORDS = {"root": "root", "/usr": "mount.usr"}
+_WORDS = {"root": "root", "/usr": "mount.usr", "overlay": "rd.overlay"}
 
 
 def missing_device(
@@ -74,6 +74,8 @@ def missing_device(
         advice.append(
             "To boot without the missing devices, once: pyinit set rootflags=degraded, then leave the shell."
         )
+    if name == "overlay":
+        advice.append("To keep changes in memory for this time: pyinit set rd.overlay=tmpfs.")
     advice.append("If the device only needs longer: rd.timeout=SECONDS, or rootwait for ever.")
     events = record["events"]["read"]
     tried = (f"waited for udev to announce {devspec.describe(spec)}; {events} events came",)
@@ -129,13 +131,16 @@ def _name(view: DeviceView) -> str:
     return printable(view.node)
 
 
-def no_root_given(line: str, known: list[DeviceView]) -> BootError:
-    """Explain a command line without ``root=``; ``line`` is printable."""
+def no_root_given(line: str, known: list[DeviceView], remarks: Iterable[str] = ()) -> BootError:
+    """Explain a command line without ``root=``; ``line`` is printable.
+
+    ``remarks`` say why no partition was found to be the root by its type.
+    """
     return BootError(
         "E-NOROOT",
         "no root= was given",
         tried=(f"the kernel command line: {line}",),
-        found=tuple(present(known)),
+        found=(*present(known), *remarks),
         advice=(
             "Name one of them here: pyinit set root=UUID=..., then leave the shell.",
             "Add root=UUID=... (or LABEL=, PARTUUID=, /dev/...) to the boot loader's kernel command line.",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from pyinit.config.fstab import Fstab, Line
+from pyinit.config.fstab import Fstab, Line, normalise
 from pyinit.config.options import BootConfig
 from pyinit.errors import BootError
 from pyinit.kernel.executable import open_inside
@@ -45,12 +46,12 @@ class Wanted(NamedTuple):
 def wanted(fstab: Fstab, config: BootConfig) -> tuple[list[Wanted], list[str]]:
     """What is to be mounted, parents first, and warnings about what is not.
 
-    ``mount.usr=`` takes the place of the line for /usr. It is mounted read-only when the root is: the real
-    system remounts both (systemd-remount-fs.service(8)).
+    ``rd.fstab=0`` leaves the lines out. ``mount.usr=`` takes the place of the line for /usr. It is mounted
+    read-only when the root is: the real system remounts both (systemd-remount-fs.service(8)).
     """
     found: dict[str, Wanted] = {}
-    warnings = list(fstab.warnings)
-    for line in fstab.lines:
+    warnings = list(fstab.warnings) if config.fstab else []
+    for line in fstab.lines if config.fstab else ():
         if line.target in ("/", "none") or not (line.target == "/usr" or line.has("x-initrd.mount")):
             continue
         if line.has("noauto"):
@@ -69,7 +70,25 @@ def wanted(fstab: Fstab, config: BootConfig) -> tuple[list[Wanted], list[str]]:
     if "/usr" in found and config.read_only:
         usr = found["/usr"]
         found["/usr"] = usr._replace(options=",".join(filter(None, (usr.options, "ro"))))
-    return sorted(found.values(), key=lambda one: one.target.split("/")), warnings
+    return in_order(found.values()), warnings
+
+
+def in_order(found: Iterable[Wanted]) -> list[Wanted]:
+    """Parents before what lies on them, and before a directory is bound what is mounted on the way to it."""
+    left = sorted(found, key=lambda one: one.target.split("/"))
+    ordered: list[Wanted] = []
+    while left:
+        # Two that need each other are taken as they come.
+        ready = (one for one in left if not any(_needs(one, other) for other in left if other is not one))
+        one = next(ready, left[0])
+        left.remove(one)
+        ordered.append(one)
+    return ordered
+
+
+def _needs(one: Wanted, other: Wanted) -> bool:
+    paths = [one.target, *([normalise(one.source)] if one.is_bind else [])]
+    return any(f"{path}/".startswith(f"{other.target}/") for path in paths)
 
 
 def read_fstab(root: str) -> bytes:

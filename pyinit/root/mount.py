@@ -9,15 +9,24 @@ from typing import NamedTuple
 
 from pyinit.config.fstab import split_options
 from pyinit.errors import BootError
+from pyinit.kernel import mountinfo
 from pyinit.kernel.console import Console
 from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.patience import Patience
-from pyinit.kernel.syscalls import MS, mount
+from pyinit.kernel.syscalls import MNT_DETACH, MS, mount, umount2
 from pyinit.record import now
 from pyinit.text import printable
 
 SYSROOT = "/sysroot"
+# What a root of several layers is made of: the medium with the file that it is in, what that file holds, the
+# root below the changes, what keeps these. The places are dracut's, for programs of live systems look there.
+MEDIUM = "/run/initramfs/live"
+CONTENT = "/run/initramfs/squashfs"
+LOWER = "/run/rootfsbase"
+BACKING = "/run/overlayfs-backing"
+# What lies on others comes first.
+_PLACES = (SYSROOT, LOWER, CONTENT, MEDIUM, BACKING)
 
 # mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS": those that are flags of mount(2). Value: (set, clear).
 _FLAG_OPTIONS: dict[str, tuple[int, int]] = {
@@ -109,32 +118,17 @@ def mount_filesystem(
 
     ``fstypes`` (``rootfstype=``) are tried in order, then the type that udev found.
     """
-    os.makedirs(spec.target, 0o755, exist_ok=True)
     failures = []
     last: OSError | None = None
     candidates = (*fstypes, spec.fstype) if spec.fstype and spec.fstype not in fstypes else fstypes
     for fstype in candidates:
         attempt = spec._replace(fstype=fstype)
-        modules.load_for_filesystem(fstype)
-        begin = now()
         try:
-            patience.call(f"mounting {printable(spec.source)} ({printable(fstype)})", _mount, attempt)
+            mount_one(attempt, modules, console, patience)
         except OSError as error:
             failures.append(f"{attempt.describe()}: {error.strerror}")
             last = error
             continue
-        console.record.add(
-            "mounts",
-            source=printable(spec.source),
-            target=spec.target,
-            type=printable(fstype),
-            options=printable(
-                ",".join(filter(None, ("ro" if attempt.flags & MS.RDONLY else "rw", spec.data)))
-            ),
-            start=begin,
-            end=now(),
-        )
-        console.info(f"mounted {printable(spec.source)} ({printable(fstype)}) on {spec.target}")
         return
     raise BootError(
         "E-MOUNT",
@@ -144,6 +138,40 @@ def mount_filesystem(
         found=tuple(_found(spec, candidates)),
         advice=_advice(last, spec),
     )
+
+
+def mount_one(spec: MountSpec, modules: Modules, console: Console, patience: Patience) -> None:
+    """Mount something that is known to be of its type, and record it; OSError as the kernel says it."""
+    os.makedirs(spec.target, 0o755, exist_ok=True)
+    fstype = printable(spec.fstype)
+    modules.load_for_filesystem(spec.fstype)
+    begin = now()
+    patience.call(f"mounting {printable(spec.source)} ({fstype})", _mount, spec)
+    options = ",".join(filter(None, ("ro" if spec.flags & MS.RDONLY else "rw", spec.data)))
+    console.record.add(
+        "mounts",
+        source=printable(spec.source),
+        target=spec.target,
+        type=fstype,
+        options=printable(options),
+        start=begin,
+        end=now(),
+    )
+    console.info(f"mounted {printable(spec.source)} ({fstype}) on {spec.target}")
+
+
+def unmount_root(flags: int = 0) -> None:
+    """Unmount the root and what it is made of; what somebody looks at goes when they look away.
+
+    OSError when something stays.
+    """
+    there = {mount.target for mount in mountinfo.read()}
+    for place in _PLACES:
+        if place in there:
+            try:
+                umount2(place, flags)
+            except OSError:
+                umount2(place, MNT_DETACH)
 
 
 def _found(spec: MountSpec, fstypes: tuple[str, ...]) -> Iterator[str]:

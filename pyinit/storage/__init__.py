@@ -61,5 +61,10 @@ def _names_volume(context: Context) -> bool:
 
 def asked_paths(context: Context) -> list[str]:
     """The paths below /dev by which devices are asked for."""
-    paths = (context.spec.value if context.spec else "", context.config.usr)
+    config = context.config
+    paths = (
+        context.spec.value if context.spec else "",
+        config.usr,
+        config.overlay.device if config.overlay else "",
+    )
     return [path for path in paths if path.startswith("/dev/")]

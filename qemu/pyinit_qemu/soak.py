@@ -238,7 +238,8 @@ def words(scenario: Scenario) -> str:
         case "wrong root":
             chosen.append(f"root={wrong_root_word(scenario)}")
         case "no root":
-            pass
+            # The partitions have the type of a root.
+            chosen.append("rd.systemd.gpt_auto=0")
         case "root of another kind":
             chosen.append("root=nfs:server:/path")
         case _:

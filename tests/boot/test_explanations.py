@@ -68,7 +68,9 @@ def test_one_mistake_after_the_other(
     start: Start, small_disk: Callable[..., Path], witness_of: Testimony
 ) -> None:
     vm = start(
-        "rd.break=cmdline rd.timeout=2", Disk(small_disk()), Disk(Image(whole=Ext4(label="empty")).build())
+        "rd.break=cmdline rd.systemd.gpt_auto=0 rd.timeout=2",
+        Disk(small_disk()),
+        Disk(Image(whole=Ext4(label="empty")).build()),
     )
     shell = Shell.rescue(vm, "cmdline")
     shell.check("mv /.pyinit-complete /saved")
@@ -92,7 +94,7 @@ def test_one_mistake_after_the_other(
         vm,
         "E-NOROOT no root= was given",
         "  in stage initqueue",
-        "  tried:  the kernel command line: .* rd.timeout=2",
+        "  tried:  the kernel command line: .* rd.systemd.gpt_auto=0 rd.timeout=2",
         f"  found:  {DISK}",
         f"          {PART}",
         f"          {EMPTY}",

@@ -94,7 +94,7 @@ def test_a_root_mounted_by_hand_is_used(start: Start, witness_of: Callable[[Mach
 
 @pytest.mark.fault("K1")
 def test_without_root_the_devices_are_named(start: Start, witness_of: Callable[[Machine], Witness]) -> None:
-    vm = start("")
+    vm = start("rd.systemd.gpt_auto=0")
     shell = Shell.rescue(vm, "initqueue")
     lines = explanation(vm)
     assert lines[0] == "E-NOROOT no root= was given"

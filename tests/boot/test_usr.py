@@ -60,9 +60,11 @@ def test_usr_and_other_lines_of_fstab_are_mounted(
     disk = split(
         "LABEL=small-root / ext4 defaults 0 1\n"
         "/opt /srv none bind,x-initrd.mount 0 0\n"
-        "LABEL=gone /mnt ext4 nofail,x-initrd.mount 0 0\n"
+        "LABEL=gone /tmp ext4 nofail,x-initrd.mount 0 0\n"
         "LABEL=the-usr /usr btrfs noatime 0 2\n"
         "broken line\n"
+        # Of what is mounted later as the paths are sorted.
+        "/usr/lib/witness /mnt none bind,x-initrd.mount 0 0\n"
     )
     vm = start(disk, "quiet root=LABEL=small-root rd.timeout=60")
     seen = witness_of(vm)
@@ -70,9 +72,20 @@ def test_usr_and_other_lines_of_fstab_are_mounted(
     assert mounts["/usr"].type == "btrfs"
     assert {"ro", "noatime"} <= mounts["/usr"].options
     assert mounts["/srv"].root == "/opt"
-    assert "/mnt" not in mounts
+    assert (mounts["/mnt"].type, mounts["/mnt"].root) == ("btrfs", "/lib/witness")
+    assert "/tmp" not in mounts
     assert "warning: fstab line 5 has 2 fields, at least 3 are expected" in vm.console
-    assert "warning: /mnt (fstab line 3) cannot be mounted: /mnt: LABEL=gone did not appear" in vm.console
+    assert "warning: /tmp (fstab line 3) cannot be mounted: /tmp: LABEL=gone did not appear" in vm.console
+
+
+def test_fstab_is_left_to_the_real_system_when_that_is_asked_for(
+    start: Callable[..., Machine], split: Split, witness_of: Callable[[Machine], Witness]
+) -> None:
+    disk = split("LABEL=usr-of-old /usr btrfs defaults 0 2\n/opt /srv none bind,x-initrd.mount 0 0\n")
+    vm = start(disk, "quiet root=LABEL=small-root rd.fstab=0 mount.usr=LABEL=the-usr")
+    mounts = {mount.target: mount for mount in witness_of(vm).mounts}
+    assert mounts["/usr"].type == "btrfs"
+    assert "/srv" not in mounts
 
 
 @pytest.mark.fault("F7")

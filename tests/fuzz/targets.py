@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyinit import memdebug, record
-from pyinit.config import cmdline, crypttab, devspec, distance, fstab, options, sealed, volumes
+from pyinit.config import cmdline, crypttab, devspec, discoverable, distance, fstab, options, sealed, volumes
 from pyinit.devices import udev, waiting
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
@@ -26,7 +26,7 @@ from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status, working
 from pyinit.rescue.editor import Editor
-from pyinit.root import belongs, fsck, mount
+from pyinit.root import belongs, discover, fsck, imagefile, layers, mount
 from pyinit.storage import luks_header, md
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
@@ -116,6 +116,39 @@ HOSTILE_NAMES = (
 
 
 @target(
+    discoverable.parse_loader_variable,
+    discoverable.of_type,
+    discoverable.find,
+    discoverable.disk_with,
+    discoverable.attributes,
+    seeds=(
+        b"\6\0\0\0" + "5C0FFEE5-0000-4000-8000-00000000F00D\0".encode("utf-16-le"),
+        b"ID_PART_ENTRY_SCHEME=gpt\nID_PART_ENTRY_TYPE=4f68bce3-e8cd-4db1-96e7-fbcaf984b709\n"
+        b"ID_PART_ENTRY_UUID=5c0ffee5-0000-4000-8000-00000000f00d\nID_PART_ENTRY_DISK=8:0\n"
+        b"ID_PART_ENTRY_NUMBER=2\nID_PART_ENTRY_FLAGS=0x1000000000000000",
+    ),
+    words=split(
+        r"ID_PART_ENTRY_FLAGS=0x8000000000000000 ID_PART_ENTRY_NUMBER= ID_PART_ENTRY_DISK= \n \n\n NEW=1 "
+        r"\x1b[2J \0 - a\0 ID_FS_TYPE=crypto_LUKS \xd8\xd8"
+    ),
+)
+def discovered_roots(data: bytes) -> None:
+    uuid = discoverable.parse_loader_variable(data)
+    if uuid and not re.fullmatch("[0-9a-f-]{36}", uuid):
+        raise AssertionError(f"no UUID: {uuid!r}")
+    known = views(text_of(data))
+    for booted in ("", "5c0ffee5-0000-4000-8000-00000000f00d"):
+        found = discover.Discovery(booted, "x86_64")
+        roots = found.root(known)
+        if any(discoverable.attributes(view) & discoverable.NO_AUTO for view in roots):
+            raise AssertionError("a partition that is not to be found so")
+        shown(found.describe(), found.reason(known), *found.remarks(known))
+        refused(found.missing("cause", known, map(waiting.describe, known)))
+        for view in roots[:1]:
+            found.choose(view)
+
+
+@target(
     cmdline.parse,
     cmdline.is_on,
     seeds=tuple(case["cmdline"].encode("latin-1") for case in json.loads(KERNEL_LINES.read_text())),
@@ -135,11 +168,14 @@ def command_line(data: bytes) -> None:
     options.boot_config,
     seeds=(
         b"root=LABEL=x ro quiet rd.timeout=5 rd.break=mount,pre-pivot rd.driver.pre=a,b-c panic=-1",
+        b"root=live:CDLABEL=x rd.live.dir=../a loop=a/../b rd.overlay=tmpfs:size=1k,x",
+        b"rd.live.image overlayroot=device:dev=x loop=/ rd.live.overlay.reset",
         b"rd.luks.uuid=1 rd.brake rdbreak rd.shel=0 loglevel=9 rootwait=x rd.ctty=../x\nrd.shell=0",
     ),
     words=(
         *split(r'= , \x20 \n " rd. 0 -1 99999999999 rd.lvm.vg'),
         *(option.name.encode() for option in options.OPTIONS),
+        *map(str.encode, options.OLD_SPELLINGS),
         *HOSTILE_NAMES,
     ),
 )
@@ -346,6 +382,7 @@ def mount_table(data: bytes) -> None:
     fstab.split_options,
     fstab.normalise,
     belongs.wanted,
+    layers.without_root,
     seeds=(
         b"UUID=1-2 / ext4 errors=remount-ro 0 1\n/dev/a\\040b /usr/../usr ext4 ro,nofail 0 2\n",
         b'LABEL=x /a/b xfs x-initrd.mount,context="a:b,c"\n/x /y none bind,x-initrd.mount\n# c\n',
@@ -358,6 +395,10 @@ def mount_table(data: bytes) -> None:
 )
 def fstab_file(data: bytes) -> None:
     read = fstab.parse(data)
+    if any(
+        line.target == "/" and line not in read.lines for line in fstab.parse(layers.without_root(data)).lines
+    ):
+        raise AssertionError("another root in fstab")
     for config in (options.boot_config(b"ro"), options.boot_config(b"rw mount.usr=UUID=1")):
         found, warnings = belongs.wanted(read, config)
         shown(*warnings)
@@ -485,12 +526,15 @@ def superblock() -> bytes:
 @target(
     fsck.ext_is_clean,
     fsck.percent,
-    seeds=(superblock(), b"1 17 200 /dev/vda1\n"),
+    imagefile.recognise,
+    seeds=(superblock(), b"hsqs", bytes(1024) + superblock(), b"1 17 200 /dev/vda1\n"),
     words=split(r"\x53\xef \xff\xff \x20 1 5 6 0 9999999999999999999999 -1 \xb2 \0\0\0\0"),
 )
 def checked_file_system(data: bytes) -> None:
     if fsck.ext_is_clean(data) and data[56:58] != b"\x53\xef":
         raise AssertionError("something else is clean")
+    if imagefile.recognise(data) not in ("", "squashfs", "erofs", "ext4", "xfs", "iso9660", "btrfs"):
+        raise AssertionError("no file system is called so")
     done = fsck.percent(data)
     if done is not None and not 0 <= done <= 100:
         raise AssertionError(f"{done} percent")

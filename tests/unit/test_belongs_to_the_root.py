@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyinit.config.fstab import parse
 from pyinit.config.options import boot_config
-from pyinit.root.belongs import place_inside, read_fstab, wanted
+from pyinit.root.belongs import Wanted, in_order, place_inside, read_fstab, wanted
 
 
 def targets(fstab: bytes, line: bytes = b"") -> list[tuple[str, str, str]]:
@@ -37,6 +39,33 @@ def test_the_command_line_takes_the_place_of_the_line() -> None:
     assert targets(fstab, b"rw mount.usr=LABEL=x") == [("/usr", "LABEL=x", "noatime")]
     assert targets(fstab, b"rw mount.usr=LABEL=x mount.usrflags=sync") == [("/usr", "LABEL=x", "sync")]
     assert targets(b"", b"rw mount.usr=LABEL=x") == [("/usr", "LABEL=x", "")]
+
+
+def test_fstab_can_be_left_to_the_real_system() -> None:
+    assert targets(b"UUID=b /usr ext4 noatime\nbroken\n", b"rd.fstab=0") == []
+    assert wanted(parse(b"broken"), boot_config(b"rd.fstab=0"))[1] == []
+    assert targets(b"UUID=b /usr ext4\n", b"rw rd.fstab=0 mount.usr=LABEL=x") == [("/usr", "LABEL=x", "")]
+
+
+def test_what_a_bound_directory_lies_on_is_mounted_before_it() -> None:
+    fstab = (
+        b"/srv/data/a /opt none bind,x-initrd.mount\nUUID=1 /srv/data ext4 x-initrd.mount\n"
+        b"/usr/b /a none bind,x-initrd.mount\nUUID=2 /usr ext4\n/x /x none bind,x-initrd.mount\n"
+    )
+    assert [target for target, _, _ in targets(fstab, b"rw")] == ["/srv/data", "/opt", "/usr", "/a", "/x"]
+
+
+PLACES = st.sampled_from(["/", "/a", "/a/b", "/a/b/c", "/b", "/b/a", "/ab"])
+
+
+@given(st.lists(st.tuples(PLACES, PLACES, st.booleans()), max_size=6, unique_by=lambda row: row[0]))
+def test_an_order_is_found_for_anything(rows: list[tuple[str, str, bool]]) -> None:
+    found = [Wanted(to, of, "", "bind" if bind else "", "", False, False) for to, of, bind in rows]
+    ordered = in_order(found)
+    assert sorted(ordered) == sorted(found)
+    if not any(one.is_bind for one in found):
+        for before, one in enumerate(ordered):
+            assert not any(other.target.startswith(f"{one.target}/") for other in ordered[:before])
 
 
 @pytest.mark.parametrize("line", [b"h:/x /usr nfs", b"UUID=b /usr ext4 _netdev"])

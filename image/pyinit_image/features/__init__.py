@@ -21,9 +21,11 @@ from ..plan import Plan
 from .base import Feature, Need, Target
 from .fsck import Fsck
 from .keymap import Keymap
+from .loop import Loop
 from .luks import Luks
 from .lvm import Lvm
 from .md import Md
+from .overlay import Overlay
 from .tpm2 import Tpm2
 from .watchdog import Watchdog
 
@@ -53,7 +55,7 @@ class Chosen(NamedTuple):
 
 
 #: The features of this package.
-BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks, Lvm, Md, Tpm2, Watchdog)
+BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Loop, Luks, Lvm, Md, Overlay, Tpm2, Watchdog)
 
 
 def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:

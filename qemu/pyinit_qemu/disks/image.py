@@ -33,6 +33,8 @@ class Partition:
     """GPT type UUID or MBR type byte; that of Linux data if not given."""
     size: int = 0
     """Bytes; at least what the file system takes."""
+    attributes: int = 0
+    """GPT only: the partition's attribute bits."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class Image:
         return kind + ", ".join(fs.describe() if fs else "empty" for fs in filesystems)
 
     def _recipe(self) -> dict[str, object]:
-        parts = [(p.fs and p.fs.recipe, p.partuuid, p.name, p.type, p.size) for p in self.gpt or self.mbr]
+        parts = [
+            (p.fs and p.fs.recipe, p.partuuid, p.name, p.type, p.size, *([p.attributes] * bool(p.attributes)))
+            for p in self.gpt or self.mbr
+        ]
         return {
             "table": "gpt" if self.gpt else "mbr" if self.mbr else "",
             "partitions": parts,
@@ -102,6 +107,7 @@ class Image:
                         part.type or (LINUX if self.gpt else "83"),
                         part.partuuid or str(uuid.uuid5(_NAMESPACE, f"{identity} {number} {part.name}")),
                         part.name,
+                        part.attributes,
                     )
                 )
                 position += size
