@@ -15,9 +15,10 @@ from pyinit.config.overlay import Overlay
 from pyinit.errors import BootError
 from pyinit.kernel.executable import open_inside
 from pyinit.kernel.files import link_if_possible, write_if_possible
+from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.syscalls import MS, mount
 from pyinit.root.belongs import FSTAB, read_fstab
-from pyinit.root.mount import BACKING, LOWER, SYSROOT, MountSpec, kernel_messages
+from pyinit.root.mount import BACKING, LOWER, SYSROOT, MountSpec
 from pyinit.switch_root import empty_directory
 from pyinit.text import printable
 
