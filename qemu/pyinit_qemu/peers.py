@@ -171,13 +171,20 @@ class Workshop:
         return installed_versions(self.tree, names)
 
 
-def workshop(suite: Suite, *, progress: Progress = silent, cache: Cache | None = None) -> Workshop:
+def workshop(
+    suite: Suite,
+    *,
+    packages: Sequence[str] = (),
+    progress: Progress = silent,
+    cache: Cache | None = None,
+) -> Workshop:
     """The Debian of this suite with the peers' programs; some minutes the first time.
 
-    Raises what :func:`pyinit_qemu.debian.provision` raises.
+    ``packages`` are further ones, in a Debian of their own: programs that are there get into images. Raises
+    what :func:`pyinit_qemu.debian.provision` raises.
     """
     mirror = host_mirror()
-    options = (*BASE_OPTIONS, f"--include={','.join(_PACKAGES)}")
+    options = (*BASE_OPTIONS, f"--include={','.join((*_PACKAGES, *packages))}")
     recipe = {"suite": suite, "mirror": mirror, "options": options, "owner": os.geteuid() == 0, "format": 1}
 
     def build(work: Path) -> None:
