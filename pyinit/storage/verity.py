@@ -11,6 +11,7 @@ from pyinit.config.verity import DEVICE, NAME, VerityWords, halves, normal_hash
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import describe
 from pyinit.errors import BootError
+from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.process import Children, find_program
 from pyinit.storage.job import Job
@@ -142,6 +143,7 @@ class Verity:
             tried=(printable(" ".join(job.argv)),),
             found=(
                 *(f"veritysetup: {line}" for line in said[-_SHOWN:]),
+                *[f"kernel: {line}" for line in kernel_messages(500) if "verity" in line][:_SHOWN],
                 *map(describe, devices),
             ),
             advice=(

@@ -160,7 +160,7 @@ def test_a_root_that_was_changed_does_not_boot(start: Start, checked: Checked, t
     vm = start(f"roothash={checked.roothash}", checked.disk(changed))
     text = Shell.rescue(vm, "initqueue").check("pyinit explain")
     assert text.startswith(f"E-VERITY the root is not the one that roothash={checked.roothash} belongs to")
-    assert "data block 0 is corrupted" in vm.console
+    assert "kernel: device-mapper: verity: " in text and "data block 0 is corrupted" in text
     vm.stop()
 
 
