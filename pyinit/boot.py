@@ -144,8 +144,10 @@ class Boot(Context):
             patience=self.patience,
         )
         self.patience.limit = self.drivers.limit = config.timeout
-        named = config.root not in ("", *DISCOVERED)
-        self.spec = devspec.parse_spec(config.root) if named else None
+        root = "" if config.root in DISCOVERED else config.root
+        if config.verity and not root:
+            from pyinit.config.verity import DEVICE as root
+        self.spec = devspec.parse_spec(root) if root else None
         self.discovery, self.degraded = None, False
         self.assemblers[:] = assemblers(self)
 

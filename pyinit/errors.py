@@ -16,6 +16,7 @@ CODES: dict[str, str] = {
     "E-LUKS": "an encrypted volume cannot be opened for another reason than its key",
     "E-LUKS-CIPHER": "the header of an encrypted volume says that it is not encrypted",
     "E-OOM-KDF": "there is not enough memory to derive the key of an encrypted volume",
+    "E-VERITY": "the root that is to be checked against a hash cannot be opened, or is another one",
     "E-MOUNT": "a file system cannot be mounted",
     "E-IO": "the root file system was mounted, and now its device does not answer",
     "E-USR": "/usr, which is a file system of its own, cannot be mounted",

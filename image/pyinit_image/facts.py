@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from pyinit.config import crypttab
 from pyinit.kernel import mountinfo
+from pyinit.root.mount import PARTS
 from pyinit.text import printable
 
 from . import tables
@@ -184,12 +185,20 @@ def record(top: Path = Path("/")) -> Facts:
     told(mdadm, found)
 
     mounts = mountinfo.parse(machine.read("proc/self/mountinfo"))
-    targets = (*ESSENTIAL_MOUNTS, *(entry.file for entry in lines if not entry.is_swap))
+    # A root that an initramfs made of several layers is on what these are on.
+    parts = [mount for place in PARTS if (mount := mountinfo.topmost(mounts, place)) is not None]
+    targets = (
+        *ESSENTIAL_MOUNTS,
+        *(entry.file for entry in lines if not entry.is_swap),
+        *(mount.target for mount in parts),
+    )
     mounted = []
     for target in dict.fromkeys(targets):
         mount = mountinfo.topmost(mounts, target)
         if mount is not None:
-            mounted.append((mount, machine.of_mount(mount)))
+            layers = parts if target == "/" and mount.fstype == "overlay" else [mount]
+            places = dict.fromkeys(place for layer in layers for place in machine.of_mount(layer))
+            mounted.append((mount, tuple(places)))
     specs = [(entry, machine.of_spec(entry.spec)) for entry in lines]
     directories = machine.closure(
         [place for _, places in mounted for place in places]

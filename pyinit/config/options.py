@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyinit.config.image import ImageFile
     from pyinit.config.luks import LuksWords
     from pyinit.config.overlay import Overlay
+    from pyinit.config.verity import VerityWords
     from pyinit.config.volumes import VolumeWords
 
 Kind = Literal["text", "word", "switch", "number", "choice", "list", "device", "break", "policy"]
@@ -137,6 +138,46 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option("mount.usrfstype", "text", _ROOT, "=TYPE", "what fstab says", "Its file system type.", "mount"),
     Option("mount.usrflags", "text", _ROOT, "=OPTIONS", "what fstab says", "Its mount options.", "mount"),
+    Option(
+        "roothash",
+        "text",
+        _ROOT,
+        "=HASH",
+        "none",
+        "Every block of the root is checked against this hash when it is read (dm-verity). The root is "
+        "/dev/mapper/root, `root=` is not needed. Its data and its hashes are on the partitions whose UUIDs "
+        "are the hash's first and last 128 bits, unless the words below name them. `systemd.verity=0` "
+        "switches this off.",
+        "initqueue",
+    ),
+    Option(
+        "systemd.verity_root_data",
+        "text",
+        _ROOT,
+        "=DEVICE",
+        "by the hash",
+        "The device with the root's data, named as in `root=`.",
+        "initqueue",
+    ),
+    Option(
+        "systemd.verity_root_hash",
+        "text",
+        _ROOT,
+        "=DEVICE",
+        "by the hash",
+        "The device with its hashes.",
+        "initqueue",
+    ),
+    Option(
+        "systemd.verity_root_options",
+        "text",
+        _ROOT,
+        "=OPTION,...",
+        "none",
+        "As in veritytab(5): `ignore-corruption`, `restart-on-corruption`, `panic-on-corruption`, "
+        "`ignore-zero-blocks`, `check-at-most-once`, `root-hash-signature=PATH`, `hash-offset=BYTES`.",
+        "initqueue",
+    ),
     Option(
         "rd.fstab",
         "switch",
@@ -794,6 +835,8 @@ class BootConfig(NamedTuple):
     """``rd.luks.*``; None when there is no such word."""
     image: ImageFile | None = None
     """The file that holds the root, on the file system of ``root=``; None when that is the root."""
+    verity: VerityWords | None = None
+    """What every block of the root is checked against; None for nothing."""
     gpt_auto: bool = True
     """Whether a root that nobody names may be found by the type of its partition."""
     overlay: Overlay | None = None
@@ -861,6 +904,10 @@ def boot_config(*sources: bytes) -> BootConfig:
         config = config._replace(volumes=volume_words(merged, warnings))
     if not (merged.flag("systemd.gpt_auto", True) and merged.flag("rd.systemd.gpt_auto", True)):
         config = config._replace(gpt_auto=False)
+    if merged.last("roothash") is not None:
+        from pyinit.config.verity import verity_words
+
+        config = config._replace(verity=verity_words(merged, warnings))
     if config.root.startswith("live:") or any(word.key in _IMAGE_WORDS for word in merged.words):
         from pyinit.config.image import image_words
 

@@ -149,6 +149,18 @@ HELP: dict[str, Help] = {
             "`cryptsetup luksConvertKey --pbkdf-memory KIB DEVICE`, on a machine with enough, makes it less.",
         ),
     ),
+    "E-VERITY": Help(
+        (
+            "`roothash=` is that of another version of the root: it changes with every byte of it.",
+            "The root or its hashes were changed, by a fault of the disk or by somebody.",
+            "The image has no veritysetup.",
+        ),
+        (
+            "`veritysetup verify DATA HASHES ROOTHASH` reads all of it and says whether it fits.",
+            "Boot an older entry of the boot loader, with the hash of the older root.",
+            "Build the image with `--feature verity`.",
+        ),
+    ),
     "E-MOUNT": Help(
         (
             "The file system is damaged: the kernel's words tell where.",

@@ -26,7 +26,7 @@ CONTENT = "/run/initramfs/squashfs"
 LOWER = "/run/rootfsbase"
 BACKING = "/run/overlayfs-backing"
 # What lies on others comes first.
-_PLACES = (SYSROOT, LOWER, CONTENT, MEDIUM, BACKING)
+PARTS = (LOWER, CONTENT, MEDIUM, BACKING)
 
 # mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS": those that are flags of mount(2). Value: (set, clear).
 _FLAG_OPTIONS: dict[str, tuple[int, int]] = {
@@ -166,7 +166,7 @@ def unmount_root(flags: int = 0) -> None:
     OSError when something stays.
     """
     there = {mount.target for mount in mountinfo.read()}
-    for place in _PLACES:
+    for place in (SYSROOT, *PARTS):
         if place in there:
             try:
                 umount2(place, flags)

@@ -47,6 +47,10 @@ def assemblers(context: Context) -> list[Assembler]:
         from pyinit.storage.btrfs import make as make_btrfs
 
         found += filter(None, (make_btrfs(context),))
+    if config.verity:
+        from pyinit.storage.verity import make as make_verity
+
+        found.append(make_verity(context))
     return found
 
 
@@ -66,5 +70,6 @@ def asked_paths(context: Context) -> list[str]:
         context.spec.value if context.spec else "",
         config.usr,
         config.overlay.device if config.overlay else "",
+        *((config.verity.data, config.verity.hashes) if config.verity else ()),
     )
     return [path for path in paths if path.startswith("/dev/")]

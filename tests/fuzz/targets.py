@@ -27,7 +27,7 @@ from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status, working
 from pyinit.rescue.editor import Editor
 from pyinit.root import belongs, discover, fsck, imagefile, layers, mount
-from pyinit.storage import luks_header, md
+from pyinit.storage import luks_header, md, verity
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
 from pyinit_image import (
@@ -169,6 +169,7 @@ def command_line(data: bytes) -> None:
     seeds=(
         b"root=LABEL=x ro quiet rd.timeout=5 rd.break=mount,pre-pivot rd.driver.pre=a,b-c panic=-1",
         b"root=live:CDLABEL=x rd.live.dir=../a loop=a/../b rd.overlay=tmpfs:size=1k,x",
+        b"roothash=00 systemd.verity_root_options=a,ignore-corruption systemd.verity_root_data=x",
         b"rd.live.image overlayroot=device:dev=x loop=/ rd.live.overlay.reset",
         b"rd.luks.uuid=1 rd.brake rdbreak rd.shel=0 loglevel=9 rootwait=x rd.ctty=../x\nrd.shell=0",
     ),
@@ -187,6 +188,11 @@ def boot_options(data: bytes) -> None:
     if not (config.timeout is None or 0 < config.timeout <= 4_000_000):
         raise AssertionError(f"timeout {config.timeout}")
     mount.parse_options(config.rootflags)
+    if config.verity:
+        try:
+            verity.Verity(config.verity, None, None)  # type: ignore[arg-type]
+        except BootError as error:
+            refused(error)
     modules._command_line_options(cmdline.parse(data).words)
 
 

@@ -248,6 +248,18 @@ def test_a_root_that_is_on_no_disk(machine: MadeUpMachine) -> None:
     assert "--mode generic" in caught.value.hint
 
 
+def test_a_root_of_layers_is_on_what_its_layers_are_on(virtual: MadeUpMachine) -> None:
+    virtual.block("virtual/block/loop0", "7:0")
+    virtual.mounts.clear()
+    virtual.mount("0:40", "/", "overlay", "LiveOS_rootfs")
+    virtual.mount("7:0", "/run/rootfsbase", "squashfs", "/dev/loop0", "ro")
+    virtual.mount("254:1", "/run/initramfs/live", "ext4", "/dev/vda1", "ro")
+    virtual.mount("0:41", "/run/overlayfs-backing", "tmpfs", "tmpfs")
+    rows = dict(host.wanted(facts.record(virtual.top), lambda name: [name]))
+    assert {"fs-overlay", "fs-squashfs", "fs-ext4", "block-major-7-0"} <= set(rows)
+    assert any("vda1" in reason and "/run/initramfs/live" in reason for reason in rows.values())
+
+
 def test_a_chroot(machine: MadeUpMachine) -> None:
     with pytest.raises(BuildError, match="no mount at /, as in a chroot"):
         host.wanted(facts.record(machine.top), find)

@@ -27,6 +27,7 @@ from .lvm import Lvm
 from .md import Md
 from .overlay import Overlay
 from .tpm2 import Tpm2
+from .verity import Verity
 from .watchdog import Watchdog
 
 __all__ = [
@@ -55,7 +56,7 @@ class Chosen(NamedTuple):
 
 
 #: The features of this package.
-BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Loop, Luks, Lvm, Md, Overlay, Tpm2, Watchdog)
+BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Loop, Luks, Lvm, Md, Overlay, Tpm2, Verity, Watchdog)
 
 
 def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:
