@@ -20,7 +20,7 @@ def assemblers(context: Context) -> list[Assembler]:
     Looks are cheap here and nothing is imported for a boot without them: most have none.
     """
     found: list[Assembler] = []
-    config, spec = context.config, context.spec
+    config = context.config
     volumes = (
         config.volumes or _names_volume(context) or any(map(os.path.exists, (SEALED_VOLUMES, SEALED_ARRAYS)))
     )
@@ -31,7 +31,7 @@ def assemblers(context: Context) -> list[Assembler]:
     if (
         os.path.exists("/etc/crypttab")
         or config.luks
-        or (spec and spec.value.startswith("/dev/mapper/luks-"))
+        or any(path.startswith("/dev/mapper/luks-") for path in asked_paths(context))
     ):
         from pyinit.storage.luks import make
 
@@ -55,7 +55,9 @@ def _names_volume(context: Context) -> bool:
     )
 
 
-def asked_paths(context: Context) -> list[str]:
-    """The paths below /dev by which devices are asked for."""
-    paths = (context.spec.value if context.spec else "", context.config.usr)
-    return [path for path in paths if path.startswith("/dev/")]
+def asked_paths(context: Context) -> dict[str, str]:
+    """The paths below /dev by which devices are asked for, each with the word that does so."""
+    config = context.config
+    root = context.spec.value if context.spec else ""
+    asked = {config.resume: "resume=", config.usr: "mount.usr=", root: "root="}
+    return {path: word for path, word in asked.items() if path.startswith("/dev/")}

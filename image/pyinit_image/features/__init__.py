@@ -24,6 +24,7 @@ from .keymap import Keymap
 from .luks import Luks
 from .lvm import Lvm
 from .md import Md
+from .resume import Resume
 from .tpm2 import Tpm2
 from .watchdog import Watchdog
 
@@ -38,6 +39,7 @@ __all__ = [
     "collect",
     "known",
     "modules",
+    "words",
 ]
 
 GROUP = "pyinit_image.features"
@@ -53,7 +55,7 @@ class Chosen(NamedTuple):
 
 
 #: The features of this package.
-BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks, Lvm, Md, Tpm2, Watchdog)
+BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Luks, Lvm, Md, Resume, Tpm2, Watchdog)
 
 
 def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:
@@ -137,6 +139,12 @@ def modules(target: Target, chosen: Iterable[Chosen]) -> list[tuple[str, str]]:
         for feature, reason in chosen
         for name in _guard(feature, partial(_modules, feature, target))
     ]
+
+
+def words(target: Target, chosen: Iterable[Chosen], cmdline: str) -> str:
+    """The words that are sealed into the image: those of the features, then ``cmdline``, which count more."""
+    found = [_guard(feature, partial(feature.words, target)) for feature, _ in chosen]
+    return " ".join(filter(None, (*found, cmdline)))
 
 
 def encrypted_root(target: Target, chosen: Iterable[Chosen]) -> str:
