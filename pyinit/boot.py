@@ -196,9 +196,13 @@ class Boot(Context):
         if self.spec is not None:
             self.root = self._wait_for("root", self.spec, self.config.timeout)
             self.console.info(f"root is {describe(self.root)}")
+        if self.config.resume:
+            self._resume()
 
     def before_mount(self) -> None:
         """The driver of the root's file system, before the kernel has to ask modprobe for it."""
+        if any(view.properties.get("ID_FS_TYPE") == "swsuspend" for view in self.known()):
+            self._warn_of_hibernated()
         if self.root is not None:
             self._load_filesystem(self.root)
 
@@ -507,6 +511,34 @@ class Boot(Context):
             self.assemblers[:] = assemblers(self)
         else:
             self.root = root
+
+    def _resume(self) -> None:
+        """Go on with a hibernated system, if there is one: what was asked for is tried once."""
+        asked = (self.config.resume, self.config.resume_offset)
+        if asked == self.resume_tried:
+            return
+        from pyinit.root.resume import Resume
+
+        assert self.waiter is not None
+        resume = Resume(*asked, self.console, self.patience)
+        self.resume_device = resume.find(self.waiter.wait, self.config.timeout)
+        self.resume_tried = asked
+
+        def come_to_rest() -> None:
+            # The kernel cannot stop a thread that waits for a device in finit_module(2), and would give up.
+            self.drivers.finish()
+            if self.watchdog:
+                self.watchdog.feed()
+
+        if self.resume_device is not None:
+            resume.go(self.resume_device, come_to_rest)
+
+    def _warn_of_hibernated(self) -> None:
+        from pyinit.root.resume import warn_of_others
+
+        tried = self.resume_device.sys_path if self.resume_device else ""
+        others = [view for view in self.known() if view.sys_path != tried]
+        warn_of_others(others, self.config.resume, self.config.noresume, self.console)
 
     def _load_filesystem(self, device: DeviceView) -> None:
         self.modules.load_for_filesystem(device.properties.get("ID_FS_TYPE", ""))

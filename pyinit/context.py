@@ -59,6 +59,10 @@ class Context:
         self.assemblers: list[Assembler] = []
         self.spec: devspec.DeviceSpec | None = None
         self.root: DeviceView | None = None
+        self.resume_tried: tuple[str, int] | None = None
+        """``resume=`` and ``resume_offset=`` that were tried; None: nothing was."""
+        self.resume_device: DeviceView | None = None
+        """The device that was looked at for a hibernated system."""
         self.mounted_here = False
         """Whether what is mounted as the root was mounted by PID 1, and not by a person."""
         self.init: InitChoice | None = None

@@ -385,7 +385,7 @@ class _Build:
             spec.mode,
             self.access.policy,
             self.password if self.access.policy == "password" else "",
-            spec.cmdline,
+            features.words(self.target, self.chosen, spec.cmdline),
             system.notes["daemon"],
             system.notes["shell"],
             system.notes["libraries"],

@@ -67,6 +67,10 @@ _VOLUMES = "Logical volumes and arrays"
 _ROOT, _CHECK, _WAIT, _SHOW = "Root file system", "File system checks", "Waiting for devices", "Messages"
 _LUKS = "Encrypted volumes"
 _RESCUE, _DRIVERS = "Rescue and debugging", "Drivers and udev"
+_RESUME = "Hibernation"
+# Pages; as many digits as a number may have.
+_MAX_OFFSET = 10**10 - 1
+_NO_RESUME = ("", "none", "no", "off", "0")
 
 OPTIONS: Final[tuple[Option, ...]] = (
     Option(
@@ -280,6 +284,39 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "read-only without replaying the log.",
         "mount",
         choices=("shell", "ro"),
+    ),
+    Option(
+        "resume",
+        "text",
+        _RESUME,
+        "=DEVICE",
+        "what the image has from the system it was built on",
+        "The swap device, named as in `root=`, to which the system may have been hibernated. It is looked at "
+        "before anything is mounted, and when it holds the memory of a hibernated system the kernel goes on "
+        "with that one. It is waited for at most 30 s after the root device has come, and not longer than "
+        "`rd.timeout` says; without it the boot goes on with a warning. `none` or nothing: there is none.",
+        "initqueue",
+    ),
+    Option(
+        "resume_offset",
+        "number",
+        _RESUME,
+        "=PAGES",
+        "0",
+        "For a swap file: `resume=` names the device that its file system is on, this is where on the device "
+        "the file begins, in pages of memory (`filefrag -v`, `btrfs inspect-internal map-swapfile -r`).",
+        "initqueue",
+        high=_MAX_OFFSET,
+    ),
+    Option(
+        "noresume",
+        "word",
+        _RESUME,
+        "",
+        "no",
+        "Do not resume, whatever `resume=` says; `hibernate=noresume`, `hibernate=no` and `nohibernate` do "
+        "the same. The memory of a hibernated system is lost once its file systems are mounted by another.",
+        "initqueue",
     ),
     Option(
         "rd.auto",
@@ -841,6 +878,12 @@ class BootConfig(NamedTuple):
     """Whether a root that nobody names may be found by the type of its partition."""
     overlay: Overlay | None = None
     """What ``rd.overlay`` lays over the root; None for nothing."""
+    resume: str = ""
+    """``resume=`` as given; empty when the system is not to be resumed."""
+    resume_offset: int = 0
+    """Where a swap file begins on its device, in pages."""
+    noresume: bool = False
+    """Whether resuming was switched off by a word of its own."""
 
 
 def boot_config(*sources: bytes) -> BootConfig:
@@ -894,6 +937,7 @@ def boot_config(*sources: bytes) -> BootConfig:
         warnings=(),
     )
     get.choice("rd.udev.log_level")
+    config = _resume(config, get)
     if any(word.key.startswith("rd.luks") for word in merged.words):
         from pyinit.config.luks import luks_words
 
@@ -924,6 +968,18 @@ def boot_config(*sources: bytes) -> BootConfig:
             f"{len(warnings) - _MANY} more words of the kernel command line are not understood"
         ]
     return config._replace(warnings=tuple(warnings))
+
+
+def _resume(config: BootConfig, get: _Reader) -> BootConfig:
+    """What hibernation words ask for; the kernel's own that switch it off count as well."""
+    hibernate = get.text("hibernate")
+    off = get.present("noresume") or get.present("nohibernate") or hibernate in ("no", "noresume")
+    resume = get.text("resume")
+    return config._replace(
+        resume="" if off or resume.lower() in _NO_RESUME else resume,
+        resume_offset=get.number("resume_offset") or 0,
+        noresume=off,
+    )
 
 
 def _console_level(get: _Reader) -> int | None:

@@ -20,7 +20,7 @@ def assemblers(context: Context) -> list[Assembler]:
     Looks are cheap here and nothing is imported for a boot without them: most have none.
     """
     found: list[Assembler] = []
-    config, spec = context.config, context.spec
+    config = context.config
     volumes = (
         config.volumes or _names_volume(context) or any(map(os.path.exists, (SEALED_VOLUMES, SEALED_ARRAYS)))
     )
@@ -31,7 +31,7 @@ def assemblers(context: Context) -> list[Assembler]:
     if (
         os.path.exists("/etc/crypttab")
         or config.luks
-        or (spec and spec.value.startswith("/dev/mapper/luks-"))
+        or any(path.startswith("/dev/mapper/luks-") for path in asked_paths(context))
     ):
         from pyinit.storage.luks import make
 
@@ -43,7 +43,7 @@ def assemblers(context: Context) -> list[Assembler]:
         # Stacks are closed from the last to the first: logical volumes on encrypted ones go before these.
         # Those below an encrypted volume hold no secret and stay.
         found += filter(None, (make_lvm(context),))
-    if spec and "degraded" in config.rootflags:
+    if "degraded" in config.rootflags:
         from pyinit.storage.btrfs import make as make_btrfs
 
         found += filter(None, (make_btrfs(context),))
@@ -63,13 +63,14 @@ def _names_volume(context: Context) -> bool:
     )
 
 
-def asked_paths(context: Context) -> list[str]:
-    """The paths below /dev by which devices are asked for."""
+def asked_paths(context: Context) -> dict[str, str]:
+    """The paths below /dev by which devices are asked for, each with the word that does so."""
     config = context.config
-    paths = (
-        context.spec.value if context.spec else "",
-        config.usr,
-        config.overlay.device if config.overlay else "",
-        *((config.verity.data, config.verity.hashes) if config.verity else ()),
-    )
-    return [path for path in paths if path.startswith("/dev/")]
+    asked = {config.resume: "resume=", config.usr: "mount.usr="}
+    if config.overlay:
+        asked[config.overlay.device] = "rd.overlay="
+    if config.verity:
+        asked[config.verity.data] = "systemd.verity_root_data="
+        asked[config.verity.hashes] = "systemd.verity_root_hash="
+    asked[context.spec.value if context.spec else ""] = "root="
+    return {path: word for path, word in asked.items() if path.startswith("/dev/")}

@@ -33,7 +33,7 @@ from pyinit.kernel.patience import Patience, hang
 from pyinit.kernel.process import Children, find_program
 from pyinit.kernel.prompt import Prompt, Question
 from pyinit.kernel.syscalls import MNT_DETACH, MS, RESOLVE_IN_ROOT, mount, openat2, umount2
-from pyinit.storage import luks_header
+from pyinit.storage import asked_paths, luks_header
 from pyinit.storage.luks_requests import (
     DEFAULT_KEY_TIMEOUT,
     Request,
@@ -656,7 +656,7 @@ def make(context: Context) -> Luks | None:
     """The assembler for what this boot asks for, or None when it asks for nothing."""
     words = context.config.luks or LuksWords()
     entries, warnings = crypttab.parse(read_if_there(CRYPTTAB))
-    found, more = requests(words, entries, context.spec)
+    found, more = requests(words, entries, asked_paths(context))
     for warning in (*(f"crypttab {warning}" for warning in warnings), *more):
         context.console.warning(warning)
     if not found:

@@ -1,12 +1,13 @@
 """Which encrypted volumes a boot asks for, and with what each is opened. Values in, values out.
 
 Nothing is opened that nobody asked for: a volume is named on the kernel command line, in the crypttab of the
-image, into which the builder put what the root needs, or by a ``root=`` that is such a volume's own name.
+image, into which the builder put what the root needs, or by a ``root=`` (``mount.usr=``, ``resume=``) that is
+such a volume's own name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from pyinit.config import devspec
@@ -69,12 +70,13 @@ def is_luks(view: DeviceView) -> bool:
 
 
 def requests(
-    words: LuksWords, entries: Iterable[Entry], root: devspec.DeviceSpec | None
+    words: LuksWords, entries: Iterable[Entry], paths: Mapping[str, str]
 ) -> tuple[list[Request], list[str]]:
     """What is asked for, and warnings, printable, about what is left out.
 
-    When the command line names volumes by UUID, only those lines of crypttab count that are about one of
-    them, as with systemd-cryptsetup-generator(8).
+    ``paths`` are those of devices that the boot needs, each with the word that names it (``root=``). When the
+    command line names volumes by UUID, only those lines of crypttab count that are about one of them, as with
+    systemd-cryptsetup-generator(8).
     """
     warnings: list[str] = []
     if not words.enabled:
@@ -124,11 +126,11 @@ def requests(
         found.append(Request("partuuid", partuuid, None, "", None, (), "rd.luks.partuuid"))
     for serial in words.serials:
         found.append(Request("serial", serial, None, "", None, (), "rd.luks.serial"))
-    if root is not None and root.kind is devspec.Kind.PATH and root.value.startswith(_PREFIX):
-        uuid = root.value.removeprefix(_PREFIX)
-        names = {request.name or f"luks-{request.value}" for request in found}
-        if len(uuid) == 36 and f"luks-{uuid}" not in names:
-            found.append(Request("uuid", uuid, None, f"luks-{uuid}", None, (), "root="))
+    names = {request.name or f"luks-{request.value}" for request in found}
+    for path, word in paths.items():
+        uuid = path.removeprefix(_PREFIX)
+        if path.startswith(_PREFIX) and len(uuid) == 36 and f"luks-{uuid}" not in names:
+            found.append(Request("uuid", uuid, None, f"luks-{uuid}", None, (), word))
     return found, warnings
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from pyinit.config.volumes import (
@@ -32,7 +32,9 @@ def make_lvm(context: Context) -> Lvm | None:
     if not words.lvm:
         return None
     sealed = _sealed(SEALED_VOLUMES, parse_sealed_volumes)
-    volumes = wanted_volumes(words, asked_paths(context), sealed)
+    paths = asked_paths(context)
+    needed = [path for path, word in paths.items() if word != "resume="]
+    volumes = wanted_volumes(words, needed, sealed, beside=paths)
     if not volumes and not words.auto:
         return None
     return Lvm(volumes, words.auto, words.lvm_conf, context.children, context.modules, context.console)
@@ -44,17 +46,22 @@ def make_md(context: Context) -> Md | None:
     if not words.md:
         return None
     sealed = _sealed(SEALED_ARRAYS, parse_sealed_arrays)
-    uuids, labels = wanted_arrays(words, asked_paths(context), sealed)
+    uuids, labels = wanted_arrays(words, list(asked_paths(context)), sealed)
     if not uuids and not labels and not words.auto:
         return None
     return Md(uuids, labels, words.auto, context.children, context.console)
 
 
-def wanted_volumes(words: VolumeWords, paths: list[str], sealed: list[Volume]) -> list[Volume]:
-    """The volumes that are asked for, each once; what the builder found counts when nothing else does."""
-    named = [volume for path in paths if (volume := volume_of_path(path))]
+def wanted_volumes(
+    words: VolumeWords, paths: list[str], sealed: list[Volume], beside: Iterable[str] = ()
+) -> list[Volume]:
+    """The volumes that are asked for, each once; what the builder found counts when nothing else does.
+
+    ``beside`` are paths of devices that the root does not lie on: they do not say which volumes it needs.
+    """
+    named, more = ([volume for path in some if (volume := volume_of_path(path))] for some in (paths, beside))
     asked = [*words.volumes, *named]
-    return list(dict.fromkeys(asked or sealed))
+    return list(dict.fromkeys([*(asked or sealed), *more]))
 
 
 def wanted_arrays(words: VolumeWords, paths: list[str], sealed: list[Array]) -> tuple[set[str], set[str]]:

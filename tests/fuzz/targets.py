@@ -26,7 +26,7 @@ from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, report, status, working
 from pyinit.rescue.editor import Editor
-from pyinit.root import belongs, discover, fsck, imagefile, layers, mount
+from pyinit.root import belongs, discover, fsck, imagefile, layers, mount, resume
 from pyinit.storage import luks_header, md, verity
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
@@ -45,6 +45,7 @@ from pyinit_image import (
 )
 from pyinit_image import udev as rules
 from pyinit_image.errors import BuildError
+from pyinit_image.features import resume as sleeping
 from pyinit_qemu import channel, deb, kernel, moments, plain, screen, witness
 from pyinit_qemu.console import Cleaner
 from pyinit_qemu.qmp import Qmp, QmpError
@@ -461,6 +462,19 @@ def luks1() -> bytes:
     """A LUKS1 header with one slot in use."""
     head = struct.pack(">6sH32s32s32s", luks_header.MAGIC, 1, b"aes", b"xts-plain64", b"sha256")
     return head.ljust(208, b"\0") + (b"\0\xac\x71\xf3".ljust(48, b"\0") * 8)
+
+
+@target(
+    resume.parse_header,
+    seeds=(b"SWAPSPACE2S1SUSPEND\0".rjust(4096, b"\0"), b"SWAPSPACE2".rjust(4096, b"\0")),
+    words=split(r"S1SUSPEND\0 S2SUSPEND ULSUSPEND LINHIB0001 SWAPSPACE2 SWAP-SPACE \0 \xff \x1b[2J"),
+)
+def swap_headers(data: bytes) -> None:
+    memory = resume.parse_header(data)
+    if memory is not None:
+        shown(memory.writer)
+        if memory.before not in (b"", b"SWAPSPACE2", b"SWAP-SPACE"):
+            raise AssertionError(f"that is no mark of swap space: {memory.before!r}")
 
 
 @target(
@@ -909,6 +923,17 @@ def elf_objects(data: bytes) -> None:
     elf.parse_dlopen(data)
     stand_in.imported(data, "libc.so.6", data)
     list(kmods.modinfo(data))
+
+
+@target(
+    sleeping.parse_conf,
+    seeds=(b'RESUME="UUID=5a5a-1" # swap\n',),
+    words=split(r"""\n RESUME= none auto " ' # \\ \x00 \xff"""),
+)
+def resume_of_initramfs_tools(data: bytes) -> None:
+    value = sleeping.parse_conf(data)
+    if "\n" in value:
+        raise AssertionError("several lines")
 
 
 @target(

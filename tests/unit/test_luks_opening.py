@@ -98,7 +98,7 @@ class Bench:
         self.children = FakeChildren()
         self.prompt = FakePrompt()
         words = boot_config(line.encode()).luks or LuksWords()
-        found, _ = requests(words, (), None)
+        found, _ = requests(words, (), {})
         self.luks = Luks(
             found,
             words,

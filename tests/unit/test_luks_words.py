@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinit.config import devspec
 from pyinit.config.crypttab import parse as parse_crypttab
 from pyinit.config.luks import Key, LuksWords, covers, parse_key
 from pyinit.config.options import boot_config
@@ -41,8 +40,7 @@ DISKS = (
 def asked(line: str, table: str = "", root: str = "") -> dict[str, list[str]]:
     """The name of each request to the devices that it finds."""
     given_words = boot_config(line.encode()).luks or LuksWords()
-    spec = devspec.parse_spec(root) if root else None
-    found, _ = requests(given_words, parse_crypttab(table.encode())[0], spec)
+    found, _ = requests(given_words, parse_crypttab(table.encode())[0], {root: "root="} if root else {})
     return {request.name: [view.name for view in request.find(DISKS)] for request in found}
 
 
@@ -139,7 +137,9 @@ def test_any_values_are_understood_or_warned_about(one: str, other: str) -> None
     config = boot_config(line.encode("utf-8", "surrogatepass"))
     assert all(warning.isascii() and warning.isprintable() for warning in config.warnings)
     found, warnings = requests(
-        config.luks or LuksWords(), parse_crypttab(f"n {one} {other}".encode(errors="replace"))[0], None
+        config.luks or LuksWords(),
+        parse_crypttab(f"n {one} {other}".encode(errors="replace"))[0],
+        {one: other},
     )
     for request in found:
         assert request.describe().isascii()

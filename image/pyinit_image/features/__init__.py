@@ -26,6 +26,7 @@ from .luks import Luks
 from .lvm import Lvm
 from .md import Md
 from .overlay import Overlay
+from .resume import Resume
 from .tpm2 import Tpm2
 from .verity import Verity
 from .watchdog import Watchdog
@@ -41,6 +42,7 @@ __all__ = [
     "collect",
     "known",
     "modules",
+    "words",
 ]
 
 GROUP = "pyinit_image.features"
@@ -56,7 +58,19 @@ class Chosen(NamedTuple):
 
 
 #: The features of this package.
-BUILT_IN: tuple[type[Feature], ...] = (Fsck, Keymap, Loop, Luks, Lvm, Md, Overlay, Tpm2, Verity, Watchdog)
+BUILT_IN: tuple[type[Feature], ...] = (
+    Fsck,
+    Keymap,
+    Loop,
+    Luks,
+    Lvm,
+    Md,
+    Overlay,
+    Resume,
+    Tpm2,
+    Verity,
+    Watchdog,
+)
 
 
 def known(plan: Plan, asked: Sequence[str] = ()) -> dict[str, Feature]:
@@ -140,6 +154,12 @@ def modules(target: Target, chosen: Iterable[Chosen]) -> list[tuple[str, str]]:
         for feature, reason in chosen
         for name in _guard(feature, partial(_modules, feature, target))
     ]
+
+
+def words(target: Target, chosen: Iterable[Chosen], cmdline: str) -> str:
+    """The words that are sealed into the image: those of the features, then ``cmdline``, which count more."""
+    found = [_guard(feature, partial(feature.words, target)) for feature, _ in chosen]
+    return " ".join(filter(None, (*found, cmdline)))
 
 
 def encrypted_root(target: Target, chosen: Iterable[Chosen]) -> str:

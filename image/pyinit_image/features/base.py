@@ -64,6 +64,10 @@ class Feature:
         """
         return ()
 
+    def words(self, target: Target) -> str:
+        """Words of the kernel command line to seal into the image, in front of those of --cmdline."""
+        return ""
+
     def encrypted_root(self, target: Target) -> str:
         """Why the root of this system cannot be reached without a secret; empty when that is not known.
 

@@ -15,7 +15,7 @@ from ..facts import CRYPTTAB, FSTAB
 from ..plan import Plan
 from ..sysroot import Sysroot
 from ..tools import DIRECTORIES
-from . import devmapper
+from . import devmapper, resume
 from .base import Feature, Need, Target
 
 CRYPTSETUP = Need(tuple(f"{directory}/cryptsetup" for directory in DIRECTORIES), package="cryptsetup-bin")
@@ -115,7 +115,8 @@ def entries(target: Target) -> list[Entry]:
 
     In mode host: those of the volumes that the root is on. Otherwise those that are marked for the initramfs
     and those that fstab names for / and /usr; when there is none of either kind, all that are opened with a
-    passphrase, for the root may be on a volume group inside.
+    passphrase, for the root may be on a volume group inside. Beside these the one that the system hibernates
+    to.
     """
     sysroot = target.sysroot
     if not sysroot.is_file(CRYPTTAB):
@@ -126,12 +127,14 @@ def entries(target: Target) -> list[Entry]:
         return [entry for entry in lines if entry.line in used]
     filesystems = tables.parse_fstab(sysroot.read(FSTAB))[0] if sysroot.is_file(FSTAB) else ()
     specs = {row.spec for row in filesystems if row.file in ("/", "/usr")}
+    sleeping = resume.place(target)[0]
     chosen = [
         entry
         for entry in lines
         if any(mark in entry.options for mark in MARKS) or f"/dev/mapper/{entry.name}" in specs
     ]
-    return chosen or [entry for entry in lines if entry.key == "none"]
+    chosen = chosen or [entry for entry in lines if entry.key == "none"]
+    return [entry for entry in lines if entry in chosen or f"/dev/mapper/{entry.name}" == sleeping]
 
 
 def text(lines: Iterable[Entry]) -> bytes:
