@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,15 @@ from pyinit_qemu.witness import Witness
 
 #: Everything on the way to an ext4 root on a virtio disk, as somebody who knows the machine would list it.
 LISTED_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+
+SCREENS = Path(__file__).with_name("screens")
+#: What is another on each boot, or with another kernel.
+PLACEHOLDERS = {
+    "{lines}": r".+(?:\npyinit:(?: {11}.*)?)*",
+    "{number}": r"\d+(?:\.\d+)?",
+    "{uuid}": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    "{text}": ".+",
+}
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +63,36 @@ def witness_of() -> Callable[[Machine], Witness]:
         return Witness.parse(reports[0])
 
     return testimony
+
+
+@pytest.fixture(scope="session")
+def expect_screen() -> Callable[[Machine, str], None]:
+    """``expect_screen(vm, "E-DEV")``: what was explained last with this code is all of screens/E-DEV.txt.
+
+    Every line of the explanation as it stands on the console. The kernel may have printed in between.
+    """
+
+    def compare(vm: Machine, code: str) -> None:
+        expected = (SCREENS / f"{code}.txt").read_text()
+        shown = explanation_on(vm.console, code)
+        parts = re.split(f"({'|'.join(map(re.escape, PLACEHOLDERS))})", expected)
+        if not re.fullmatch("".join(PLACEHOLDERS.get(part, re.escape(part)) for part in parts), shown):
+            lines = difflib.unified_diff(
+                expected.splitlines(), shown.splitlines(), f"{code}.txt", "console", lineterm=""
+            )
+            pytest.fail("\n".join(lines))
+
+    return compare
+
+
+def explanation_on(console: str, code: str) -> str:
+    """The last explanation with this code."""
+    text = "".join(
+        f"{line.rstrip()}\n" for line in console.splitlines() if not re.match(r"\[ *\d+\.\d+\] ", line)
+    )
+    found = re.findall(
+        rf"^pyinit: {re.escape(code)} .*\npyinit:   in stage .*\n(?:pyinit:(?:  .*)?\n)*", text, re.MULTILINE
+    )
+    assert found, f"{code} is not on the console:\n{text[-2000:]}"
+    last: str = found[-1]
+    return last

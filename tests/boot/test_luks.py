@@ -175,13 +175,16 @@ def test_wrong_passphrases_end_in_a_machine_that_is_off(
 
 @pytest.mark.fault("S5", "A5")
 def test_after_the_shell_it_is_asked_again(
-    start: Start, vault: Callable[..., Luks], witness_of: Callable[[Machine], Witness]
+    start: Start,
+    vault: Callable[..., Luks],
+    witness_of: Callable[[Machine], Witness],
+    expect_screen: Callable[[Machine, str], None],
 ) -> None:
     vm = start(gpt(vault()).build(), append=f"{ROOT} rd.luks.options=tries=1", allow=("banner",))
     vm.expect("Passphrase for vault")
     vm.send_line("wrong")
-    assert "no passphrase opens it" in failure(vm, "E-UNLOCK")
     shell = Shell.rescue(vm, "initqueue")
+    expect_screen(vm, "E-UNLOCK")
     assert shell.check("dmsetup ls") == "No devices found"
     assert "wrong" not in shell.check("cat /run/pyinit/boot.json /run/initramfs/rdsosreport.txt")
     shell.leave()
@@ -274,7 +277,10 @@ def test_a_damaged_first_header_is_told_and_the_second_one_used(
 
 @pytest.mark.fault("S6")
 def test_a_header_that_is_damaged_twice_is_explained(
-    start: Start, vault: Callable[..., Luks], doctored: Callable[..., Path]
+    start: Start,
+    vault: Callable[..., Luks],
+    doctored: Callable[..., Path],
+    expect_screen: Callable[[Machine, str], None],
 ) -> None:
     def edit(header: bytearray) -> None:
         size = int.from_bytes(header[8:16], "big")
@@ -282,30 +288,35 @@ def test_a_header_that_is_damaged_twice_is_explained(
         header[size + 5000] ^= 1
 
     vm = start(doctored(gpt(vault()).build(), edit), allow=("banner",))
-    text = failure(vm, "E-LUKS")
-    assert "the LUKS header of /dev/vda1 is damaged" in text
-    assert "second header: its checksum is wrong" in text
-    assert "luksHeaderRestore" in text
+    Shell.rescue(vm, "initqueue")
+    expect_screen(vm, "E-LUKS")
     assert "Passphrase" not in vm.console
     vm.stop()
 
 
 @pytest.mark.fault("H5", "row-6")
 def test_a_header_that_was_changed_to_no_cipher_is_not_opened(
-    start: Start, vault: Callable[..., Luks], doctored: Callable[..., Path]
+    start: Start,
+    vault: Callable[..., Luks],
+    doctored: Callable[..., Path],
+    expect_screen: Callable[[Machine, str], None],
 ) -> None:
     def change(raw: dict[str, Any]) -> None:
         raw["segments"]["0"]["encryption"] = "cipher_null-ecb"
 
     vm = start(doctored(gpt(vault()).build(), change_metadata(change)), allow=("banner",))
-    assert "the cipher cipher_null-ecb encrypts nothing" in failure(vm, "E-LUKS-CIPHER")
+    Shell.rescue(vm, "initqueue")
+    expect_screen(vm, "E-LUKS-CIPHER")
     assert "Passphrase" not in vm.console
     vm.stop()
 
 
 @pytest.mark.fault("S8")
 def test_a_key_derivation_that_does_not_fit_into_memory_is_told_with_figures(
-    start: Start, vault: Callable[..., Luks], doctored: Callable[..., Path]
+    start: Start,
+    vault: Callable[..., Luks],
+    doctored: Callable[..., Path],
+    expect_screen: Callable[[Machine, str], None],
 ) -> None:
     def change(raw: dict[str, Any]) -> None:
         salt = raw["keyslots"]["0"]["kdf"]["salt"]
@@ -314,9 +325,9 @@ def test_a_key_derivation_that_does_not_fit_into_memory_is_told_with_figures(
         }  # fmt: skip
 
     vm = start(doctored(gpt(vault()).build(), change_metadata(change)), allow=("banner",))
-    text = failure(vm, "E-OOM-KDF")
-    assert re.search(r"takes 1024 MiB, [2-4]\d\d MiB are available", text)
-    assert "key slot 0: argon2id takes 1024 MiB" in text
+    Shell.rescue(vm, "initqueue")
+    expect_screen(vm, "E-OOM-KDF")
+    assert re.search(r"takes 1024 MiB, [2-4]\d\d MiB are available", vm.console)
     vm.stop()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,24 @@ def test_every_code_is_documented() -> None:
     ).read_text() == document(), "run: python3 -m pyinit.rescue.codes > docs/errors.md"
 
 
-def test_every_code_is_provoked_by_a_boot() -> None:
-    tests = "".join(path.read_text() for path in (REPOSITORY / "tests" / "boot").glob("test_*.py"))
-    assert [code for code in CODES if code not in tests] == []
+def test_every_code_is_provoked_by_a_boot_that_compares_the_whole_screen() -> None:
+    tests = REPOSITORY / "tests" / "boot"
+    compared = {
+        code.value
+        for path in sorted(tests.glob("test_*.py"))
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef) and function.name.startswith("test_")
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "expect_screen"
+        for code in call.args[1:]
+        if isinstance(code, ast.Constant)
+    }
+    assert compared == set(CODES)
+    screens = {path.stem: path.read_text() for path in (tests / "screens").iterdir()}
+    assert set(screens) == set(CODES)
+    part = r"pyinit:   (?:tried: |found: |to do: |       ) .+\n"
+    for code, text in screens.items():
+        # The cause is not left to chance.
+        assert re.fullmatch(
+            rf"pyinit: {code} [^{{]{{8}}.*\npyinit:   in stage [a-z-]+\n(?:{part})+", text
+        ), code
