@@ -62,7 +62,8 @@ class Accelerator:
     """KVM was wanted if possible, and is not."""
 
     def __str__(self) -> str:
-        return f"accelerator {self.name}, timeouts x{self.scale.factor:g}: {self.reason}"
+        slower = "; boots are slower, and otherwise the same" if self.fallback else ""
+        return f"accelerator {self.name}, timeouts x{self.scale.factor:g}: {self.reason}{slower}"
 
 
 def policy_from_environment() -> Policy:
@@ -92,7 +93,7 @@ def decide(
             return Accelerator("kvm", proof.reason, TimeScale.from_probe(proof.seconds))
         if policy == "kvm":
             raise AcceleratorError(f"KVM was asked for and does not work here: {proof.reason}")
-        denied = f"KVM does not work here: {proof.reason}"
+        denied = f"no KVM here ({proof.reason})"
     else:
         denied = "asked for"
     proof = _prove("tcg", path, cpu, program, device)

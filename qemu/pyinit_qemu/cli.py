@@ -1,4 +1,4 @@
-"""``pyinit-qemu``: boot an image from the command line, and fetch kernels to boot."""
+"""The command pyinit-qemu: boots kernels and images, measures boots, fetches kernels to boot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +35,7 @@ EXIT = {
 """Exit status for a verdict; 2 is for wrong usage."""
 
 _ESCAPE = 0x01  # Ctrl-A
+_KEYS = b"Ctrl-A X ends the machine, Ctrl-A Ctrl-A types a Ctrl-A.\r\n"
 
 
 def interactive(
@@ -49,10 +51,10 @@ def interactive(
     """Boot with the console on standard input and output; return how it ended.
 
     On a terminal a person is in charge: no timeout, Ctrl-A X ends the machine, Ctrl-A Ctrl-A types a Ctrl-A,
-    and it passed when the guest powered off or the person left. Otherwise the console is printed as plain
-    text, and it passed when ``until`` (a regular expression) showed, or without one when the result channel
-    was ended by its last frame; ``timeout`` bounds that. ``terminal`` overrides what the standard streams
-    say.
+    and it passed when the guest powered off or the person left, unless the last thing that pyinit reported by
+    then was a failure. Otherwise the console is printed as plain text, and it passed when ``until`` (a
+    regular expression) showed, or without one when the result channel was ended by its last frame;
+    ``timeout`` bounds that. ``terminal`` overrides what the standard streams say.
     """
     if terminal is None:
         terminal = os.isatty(0) and os.isatty(1)
@@ -81,9 +83,19 @@ def _on_terminal(spec: VmSpec, scale: TimeScale | None, program: Program, artifa
     allow = ("banner", "traceback", "oops")
     with Machine(spec, program=program, artifacts=artifacts, scale=scale, allow=allow) as machine:
         if relay(machine, start=True):
-            return machine.stop("the end, by a person")
+            return _unless_failed(machine.stop("Ctrl-A X"))
         done = any(frame["kind"] == "done" for frame in machine.frames)
-        return machine.finish(goal="done" if done else "shutdown")
+        return _unless_failed(machine.finish(goal="done" if done else "shutdown"))
+
+
+def _unless_failed(outcome: Outcome) -> Outcome:
+    """A machine that ended where pyinit had given up booting it did not pass, however it ended."""
+    told = [frame for frame in outcome.frames if frame["kind"] in ("failure", "record", "done")]
+    if not outcome.ok or not told or told[-1]["kind"] != "failure":
+        return outcome
+    reason = f"the boot did not get past {told[-1]['lines'][0]}"
+    verdict = Verdict.GUEST_FAIL
+    return replace(outcome, verdict=verdict, reason=reason, report=f"{verdict.value}: {reason}")
 
 
 def relay(machine: Machine, *, start: bool = False) -> bool:
@@ -102,11 +114,11 @@ def relay(machine: Machine, *, start: bool = False) -> bool:
     try:
         tty.setraw(0)
         # Said when it holds: what is typed before is thrown away.
-        echo(b"Ctrl-A X ends the machine.\r\n")
+        echo(_KEYS)
         machine.attach(echo)
         if start:
             machine.run()
-        return _relay(machine)
+        return _relay(machine, echo)
     finally:
         machine.attach(None)
         termios.tcsetattr(0, termios.TCSADRAIN, saved)
@@ -114,7 +126,7 @@ def relay(machine: Machine, *, start: bool = False) -> bool:
         print(flush=True)
 
 
-def _relay(machine: Machine) -> bool:
+def _relay(machine: Machine, echo: Callable[[bytes], None]) -> bool:
     """Carry typed bytes to the console until the machine ends; True if the person ended it."""
     ended = os.pidfd_open(machine.pid)
     escaped = False
@@ -132,7 +144,10 @@ def _relay(machine: Machine) -> bool:
                     escaped = False
                     if key in b"xX":
                         return True
-                    keys.append(key)
+                    if key == _ESCAPE:
+                        keys.append(key)
+                    else:
+                        echo(b"\r\n" + _KEYS)
                 elif key == _ESCAPE:
                     escaped = True
                 else:
@@ -200,7 +215,7 @@ def parser() -> argparse.ArgumentParser:
         "Otherwise: prints the console and ends by itself; status 0 only if the boot passed, 3 if QEMU "
         "failed.",
     )
-    boot.add_argument("--kernel", required=True, type=_file, metavar="K")
+    boot.add_argument("--kernel", required=True, type=_file, metavar="K", help="bzImage or vmlinux")
     boot.add_argument("--initrd", type=_file, metavar="I", help="initramfs image")
     boot.add_argument(
         "--disk",
@@ -213,11 +228,11 @@ def parser() -> argparse.ArgumentParser:
     )
     boot.add_argument("--append", default="", metavar="WORDS", help="kernel command line words")
     boot.add_argument("--accel", choices=POLICIES, help="default: $PYINIT_QEMU_ACCEL, else auto")
-    boot.add_argument("--cpu", help="QEMU's CPU model")
+    boot.add_argument("--cpu", metavar="MODEL", help="QEMU's CPU model; default: host with KVM, else max")
     boot.add_argument("--icount", action="store_true", help="the guest's clock counts instructions (TCG)")
-    boot.add_argument("--machine", choices=get_args(MachineType), default="q35")
-    boot.add_argument("--memory", type=int, default=512, metavar="MIB")
-    boot.add_argument("--smp", type=int, default=1, metavar="N")
+    boot.add_argument("--machine", choices=get_args(MachineType), default="q35", help="default: q35")
+    boot.add_argument("--memory", type=int, default=512, metavar="MIB", help="default: 512")
+    boot.add_argument("--smp", type=int, default=1, metavar="N", help="processors; default: 1")
     boot.add_argument("--unpack", action="store_true", help="skip the kernel's decompressor (faster in TCG)")
     boot.add_argument("--timeout", type=float, metavar="SECONDS", help="without a terminal; default: 300")
     boot.add_argument(

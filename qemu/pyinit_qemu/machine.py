@@ -216,7 +216,9 @@ class Machine:
         ``goal="done"``: the result channel must end with its last frame; the guest is then given time to
         power off, and stopped if it does not. ``goal="shutdown"``: the guest must power off by itself.
         """
-        words = "the last frame (done) on the result channel" if goal == "done" else "the guest to power off"
+        words = (
+            "the last frame (done) on the result channel" if goal == "done" else "the power-off of the guest"
+        )
 
         def reached() -> bool | None:
             done = self._frames.done if goal == "done" else self._shutdown == "guest-shutdown"

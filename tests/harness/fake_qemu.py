@@ -109,6 +109,11 @@ class FakeQemu:
         self.frame(kind="hello")
         self.frame(**FAILURE)
 
+    def play_given_up(self) -> None:
+        self.frame(**FAILURE)
+        self.say(b"E-DEV no device has LABEL=x; poweroff in 10 s\r\n")
+        self.shut_down()
+
     def play_rescued(self) -> None:
         self.frame(**FAILURE)
         self.say(b"E-DEV no device has LABEL=x\r\n# ")

@@ -110,15 +110,30 @@ def test_a_person_types_and_the_guest_powers_off(command: list[str]) -> None:
     os.write(terminal.master, b"\x03 hello \x01\x01!")
     terminal.see(b"\x03 hello \x01!")
     os.write(terminal.master, b"bye\n")
-    terminal.see(b"PASS: reached: the guest to power off")
+    terminal.see(b"PASS: reached: the power-off of the guest")
     assert terminal.leave() == 0
+
+
+@pytest.mark.parametrize("scenario", ["given-up", "rescued"])
+def test_a_boot_that_failed_has_not_passed_however_the_machine_ended(
+    scenario: str, command: list[str]
+) -> None:
+    terminal = Terminal([*command, "--append", f"fake={scenario}"])
+    terminal.see(b"E-DEV no device has LABEL=x")
+    if scenario == "rescued":
+        # Any other key tells the keys once more.
+        os.write(terminal.master, b"\x01?")
+        terminal.see(b"\r\nCtrl-A X ends the machine, Ctrl-A Ctrl-A types a Ctrl-A.\r\n")
+        os.write(terminal.master, b"\x01x")
+    terminal.see(b"GUEST_FAIL: the boot did not get past E-DEV no device has LABEL=x")
+    assert terminal.leave() == 1
 
 
 def test_a_person_ends_the_machine(command: list[str]) -> None:
     terminal = Terminal([*command, "--append", "fake=echo"])
     terminal.see(b"ready")
     os.write(terminal.master, b"\x01x")
-    terminal.see(b"PASS: reached: the end, by a person")
+    terminal.see(b"PASS: reached: Ctrl-A X")
     assert terminal.leave() == 0
 
 
