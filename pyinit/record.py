@@ -181,7 +181,7 @@ def timeline(record: dict[str, Any]) -> list[str]:
             )
     for child in record["children"]:
         duration = child["end"] - child["start"] if child["end"] else None
-        rows.append((child["start"], duration, f"    process {' '.join(child['argv'])}"))
+        rows.append((child["start"], duration, f"    {_process(child['argv'])}"))
     for want in record["wants"]:
         rows.append((want["asked"], None, f"    wants {want['name']}: {want['spec']}"))
         if want["ended"]:
@@ -193,16 +193,24 @@ def timeline(record: dict[str, Any]) -> list[str]:
         text = f"    mount {mount['source']} on {mount['target']} ({mount['type']}, {mount['options']})"
         rows.append((mount["start"], mount["end"] - mount["start"], text))
     handover = record["handover"]
-    if handover:
+    # Until it has happened its moment is 0.
+    if handover and handover["at"]:
         rows.append((handover["at"], None, f"{handover['init']} (switched by {handover['method']})"))
     rows.sort(key=lambda row: row[0])
     lines = [f"pyinit {record['version']}, Linux {record['kernel']}", "      ms   took"]
     for at, took, text in rows:
         lines.append(f"{at / 1000:8.1f} {'' if took is None else f'{took / 1000:6.1f}':>6}  {text}")
-    if handover:
+    if handover and handover["at"]:
         spent = handover["at"] - started
         lines.append(f"{spent / 1000:.1f} ms from /init to the real init")
     return lines
+
+
+def _process(argv: list[str]) -> str:
+    """What was started, as a person would call it."""
+    if any("pyinit.rescue.relay" in word for word in argv):
+        return f"rescue shell {argv[-1]}"
+    return f"process {' '.join(argv)}"
 
 
 def main(arguments: list[str]) -> int:

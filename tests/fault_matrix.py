@@ -96,6 +96,11 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "the driver is not in the image, is for another kernel, or may not be loaded",
             "`E-DEV` names the module and what the kernel said to it",
         ),
+        Case(
+            "D9",
+            "a disk stops answering while its driver is loaded, or while a volume on it is opened",
+            "`E-HANG` names the disk and what waits for it; the boot goes on when it answers",
+        ),
     ),
     "File systems": (
         Case("F1", "a journal that was not replayed (power cut)", "replayed by the kernel; booted"),

@@ -16,7 +16,6 @@ TOOLS = {
     "blkid": "file systems on block devices",
     "cat": "show files",
     "chmod": "change modes",
-    "chroot": "work with the tools of the root on /sysroot",
     "cp": "copy files",
     "dd": "copy blocks",
     "dmesg": "messages of the kernel",
@@ -31,7 +30,6 @@ TOOLS = {
     "more": "read long output",
     "mount": "mount file systems",
     "mv": "rename files",
-    "ps": "list processes",
     "rm": "remove files",
     "rmmod": "unload modules",
     "sleep": "wait",
@@ -44,10 +42,31 @@ TOOLS = {
 
 #: What it offers besides where busybox has it anyway, so that it costs a link.
 APPLETS = (
-    *("awk", "basename", "cmp", "cut", "date", "df", "diff", "dirname", "du", "env", "find", "free", "head"),
-    *("hexdump", "ip", "losetup", "md5sum", "od", "ping", "readlink", "sed", "sha256sum", "sort", "stat"),
+    *("awk", "basename", "clear", "cmp", "cut", "date", "df", "diff", "dirname", "du", "env", "find", "free"),
+    *(
+        "head",
+        "hexdump",
+        "ip",
+        "losetup",
+        "md5sum",
+        "od",
+        "ping",
+        "readlink",
+        "sed",
+        "sha256sum",
+        "sort",
+        "stat",
+    ),
     *("strings", "tail", "tar", "tee", "top", "touch", "tr", "tty", "uniq", "wc", "xargs"),
 )
+
+#: What the command of the rescue shell is under other names: the target's own would cost more bytes.
+OWN = {
+    "chroot": "work with the tools of the root on /sysroot",
+    "clear": "empty the screen",
+    "head": "the first lines",
+    "ps": "list processes",
+}
 
 #: Words that people type without thinking; they are the command of the rescue shell, too.
 ENDINGS = ("reboot", "poweroff", "halt")
@@ -101,7 +120,7 @@ def collect_rescue(plan: Plan, python: str, policy: str) -> str:
         content, _ = plan.walker.content(busybox)
         # The names of the applets are one table of zero-terminated strings in the program.
         applets = frozenset(
-            name for name in (*TOOLS, *APPLETS, "sh") if b"\0" + name.encode() + b"\0" in content
+            name for name in (*TOOLS, *APPLETS, "ps", "sh") if b"\0" + name.encode() + b"\0" in content
         )
     shell = sysroot.find(*SHELLS)
     if shell is None and not (busybox is not None and "sh" in applets):
@@ -125,9 +144,16 @@ def collect_rescue(plan: Plan, python: str, policy: str) -> str:
             plan.file(place, f"rescue shell: {reason}")
         else:
             plan.leave_out(name, f"the rescue shell would have it ({reason}), the target system has not")
-    for name in APPLETS:
+    pager = sysroot.find(*(f"{directory}/more" for directory in DIRECTORIES))
+    if pager is not None and "/usr/bin/less" not in plan.entries:
+        # A hand that types less wants a pager.
+        plan.link("/usr/bin/less", "more", "rescue shell: the target system has no less")
+    for name in (*APPLETS, "ps"):
         if busybox is not None and name in applets:
             plan.link(f"/usr/bin/{name}", busybox, "rescue shell: busybox has it", busybox)
+    for name, reason in OWN.items():
+        if f"/usr/bin/{name}" not in plan.entries:
+            plan.link(f"/usr/bin/{name}", "/usr/bin/pyinit", f"rescue shell: {reason}", "/usr/bin/pyinit")
     return shell
 
 

@@ -25,6 +25,9 @@ from pyinit.rescue.explain import FAILURE_PATH, render
 from pyinit.rescue.shell import CONTINUE_PATH, STAGE_VARIABLE
 from pyinit.text import printable
 
+# What this program is under other names: see pyinit.rescue.small.
+SMALL = ("chroot", "clear", "head", "ps")
+
 
 class UsageError(Exception):
     """The words after a command are not what it takes."""
@@ -38,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         if called in ACTIONS:
             # "reboot -f", as hands have learnt it.
             arguments = [called]
+        elif called in SMALL:
+            from pyinit.rescue import small
+
+            return small.run(called, arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
     if name in ("-h", "--help"):
         name = "help"
@@ -50,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return command.run(rest)
     except UsageError as error:
-        print(f"pyinit {name} {error}: pyinit {name} {command.words}".rstrip(), file=sys.stderr)
+        print(f"pyinit {name}: {error}", file=sys.stderr)
+        print(f"usage: pyinit {name} {command.words}".rstrip(), file=sys.stderr)
         return 2
     except BootError as error:
         print("\n".join(render(error, os.environ.get(STAGE_VARIABLE, ""))), file=sys.stderr)
@@ -97,12 +105,12 @@ def _explain(words: list[str]) -> int:
     from pyinit.rescue.codes import HELP, tell
 
     if len(words) > 1:
-        raise UsageError("takes one code")
+        raise UsageError("it takes one code")
     if words:
         code = words[0].upper()
         code = code if code.startswith("E-") else f"E-{code}"
         if code not in HELP:
-            raise UsageError(f"knows {', '.join(HELP)} and not {printable(words[0])}")
+            raise UsageError(f"there is no code {printable(words[0])}; the codes are {', '.join(HELP)}")
         print("\n".join(tell(code)))
         return 0
     lines = _failure()
@@ -120,7 +128,7 @@ def _devices(words: list[str]) -> int:
 
 def _set(words: list[str]) -> int:
     if not words:
-        raise UsageError("needs words, as in: pyinit set root=UUID=...")
+        raise UsageError("it needs words, as in pyinit set root=UUID=...")
     os.makedirs(os.path.dirname(OVERRIDES), exist_ok=True)
     line = " ".join(_quoted(word) for word in words)
     with open(OVERRIDES, "a", encoding="utf-8", errors="surrogateescape") as file:
@@ -140,7 +148,10 @@ def _misspelt(words: list[str]) -> list[str]:
             break
         key = word.partition("=")[0]
         if key not in names and not key.startswith("rd.") and (near := closest(key, names, 2)):
-            notes.append(f"{printable(key)} is not known; did you mean {near}?")
+            notes.append(
+                f"{printable(key)} is set, but the initramfs knows no such word; did you mean {near}? "
+                f"Then: pyinit set {near}{printable(word[len(key) :])}"
+            )
     return notes
 
 
@@ -161,7 +172,7 @@ def _mount_root(words: list[str]) -> int:
     from pyinit.root import mount
 
     if not 1 <= len(words) <= 2:
-        raise UsageError("needs a device")
+        raise UsageError("it needs a device")
     if os.path.ismount(mount.SYSROOT):
         raise OSError(f"{mount.SYSROOT} has a mount already: umount {mount.SYSROOT} first")
     device = _named(words[0])
@@ -189,7 +200,7 @@ def _report(words: list[str]) -> int:
     from pyinit.rescue import report
 
     if words and (len(words) != 2 or words[0] != "--to"):
-        raise UsageError("takes --to and one place")
+        raise UsageError("it takes --to and one place")
     record = _record()
     try:
         image: SealedConfig | None = _image()
@@ -291,7 +302,7 @@ COMMANDS: dict[str, Command] = {
 
 def _none(words: Sequence[str]) -> None:
     if words:
-        raise UsageError("takes no further words")
+        raise UsageError("it takes no further words")
 
 
 def _read(path: str) -> bytes:
@@ -328,8 +339,9 @@ def _failure() -> list[str]:
 
 def _enumerate() -> list[DeviceView]:
     from pyinit.devices.udev import Devices
+    from pyinit.rescue.probe import probed
 
-    return Devices(_image().libraries).enumerate()
+    return probed(Devices(_image().libraries).enumerate())
 
 
 def _named(text: str) -> DeviceView:

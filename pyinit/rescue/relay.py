@@ -147,7 +147,7 @@ class Relay:
         text = data.decode("utf-8", "surrogateescape")
         settings = termios.tcgetattr(self._master)
         if settings[_LOCAL] & termios.ICANON and settings[_LOCAL] & _EXTPROC:
-            self._editor.columns = _columns(self._terminal)
+            self._editor.columns = _columns(self._slave)
             at_prompt = os.tcgetpgrp(self._master) == self._shell
             text = self._editor.output(text, waiting=at_prompt)
         self._write(text)
@@ -206,6 +206,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def _columns(descriptor: int) -> int:
+    """A serial line knows no size: `stty cols N` says it."""
     try:
         return termios.tcgetwinsize(descriptor)[1] or 80
     except termios.error:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pyinit_image.access import make_hash
 from pyinit_qemu import Disk, Machine
 from pyinit_qemu.deb import files
 from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
@@ -147,14 +148,19 @@ def failure(vm: Machine, code: str) -> str:
 
 
 @pytest.mark.fault("S5", "row-1")
+@pytest.mark.parametrize("rescue", ["none", "password"])
 def test_wrong_passphrases_end_in_a_machine_that_is_off(
-    start: Start, vault: Callable[..., Luks], opener: Callable[..., Path]
+    rescue: str, start: Start, vault: Callable[..., Luks], opener: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The retry limit once ended in a loop that waits for the device, and that in a root shell."""
+    options: dict[str, object] = {"rescue": rescue}
+    if rescue == "password":
+        options["rescue_password_file"] = tmp_path / "rescue.hash"
+        (tmp_path / "rescue.hash").write_text(make_hash(bytearray(b"blueberry")))
     vm = start(
         gpt(vault()).build(),
         append=f"{ROOT} rd.emergency=poweroff rd.timeout=5",
-        initrd=opener(rescue="none"),
+        initrd=opener(**options),
         allow=("banner",),
     )
     vm.expect("Passphrase for vault")
@@ -165,11 +171,18 @@ def test_wrong_passphrases_end_in_a_machine_that_is_off(
     vm.send_bytes(b"\r" * 500)
     text = failure(vm, "E-UNLOCK")
     assert "vault cannot be unlocked: 3 wrong passphrases" in text
-    vm.expect("no rescue shell is allowed here; poweroff in 10 s")
+    if rescue == "password":
+        for number in (1, 2, 3):
+            vm.expect("Password of the rescue shell: ")
+            vm.send_bytes(b"\r" * 500)
+            vm.expect(f"this is not the password, try {number} of 3")
+        vm.expect("the password of the rescue shell was not given; poweroff in 10 s")
+    else:
+        vm.expect("no rescue shell is allowed here; poweroff in 10 s")
     vm.send_bytes(b"\r\x03\x04\x1c" * 100)
     outcome = vm.finish(goal="shutdown")
     assert outcome.shutdown == "guest-shutdown"
-    assert "pyinit:initqueue#" not in vm.console
+    assert "# " not in vm.console
     assert "did not appear" not in vm.console
 
 
@@ -193,7 +206,7 @@ def test_after_the_shell_it_is_asked_again(
     assert witness_of(vm).root.device == "dm-0"
 
 
-@pytest.mark.fault("S5", "P4")
+@pytest.mark.fault("S5", "P4", "D9")
 def test_a_disk_that_falls_silent_while_it_is_opened_is_told_and_asked_for_again(
     start: Start, vault: Callable[..., Luks], witness_of: Callable[[Machine], Witness]
 ) -> None:

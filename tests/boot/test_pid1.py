@@ -259,7 +259,7 @@ def test_udevd_that_was_stopped_is_told_to_go_on(start: Start, witness_of: Testi
 # Calls that the kernel does not come back from.
 
 
-@pytest.mark.fault("P4")
+@pytest.mark.fault("P4", "D9")
 def test_a_disk_that_hangs_its_driver_is_named_while_it_is_waited_for(
     start: Start,
     small_disk: Callable[..., Path],

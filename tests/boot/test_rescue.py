@@ -176,6 +176,19 @@ def test_the_bare_break_stops_right_before_the_switch(
     vm = start("rd.break root=LABEL=small-root")
     shell = Shell.rescue(vm, "switch-root")
     assert "/sysroot" in shell.check("cat /proc/mounts")
+    # udevd is gone by then, and has forgotten what it knew.
+    assert re.search(
+        r"/dev/vda1  43 MiB  ext4  UUID=\S+  LABEL=small-root  PARTUUID=", shell.check("pyinit devices")
+    )
+    shell.check("clear")
+    assert len(shell.check("head -n 3 /proc/filesystems").splitlines()) == 3
+    assert "real init" not in shell.check("pyinit timeline")
+    first = shell.check("ps aux").splitlines()[1].split()
+    assert (first[0], first[1], first[2]) == ("1", "0", "S")
+    vm.send_line("chroot / /bin/sh -i")
+    vm.expect("^chroot /:/# ")
+    vm.send_line("exit")
+    shell.wait()
     vm.send_bytes(b"\x04")
     witness_of(vm)
 
@@ -227,6 +240,9 @@ def test_udevd_is_started_again_when_it_dies(start: Start, witness_of: Callable[
         "pids=$(cat /proc/[0-9]*/stat | while read pid name rest; do "
         "[ $name != '(systemd-udevd)' ] || echo $pid; done)"
     )
+    # The kernel is not to kill it for want of memory; what a person starts is like any other program.
+    assert "-1000" in shell.check("for pid in $pids; do cat /proc/$pid/oom_score_adj; done").splitlines()
+    assert shell.check("cat /proc/self/oom_score_adj /proc/$$/oom_score_adj") == "0\n0"
     # A killed process needs a moment to end: it is gone when PID 1 has collected it.
     shell.check("kill -9 $pids; for pid in $pids; do while [ -e /proc/$pid ]; do sleep 0.1; done; done")
     shell.leave()

@@ -24,7 +24,7 @@ from pyinit.kernel import executable, messages, modules, mountinfo
 from pyinit.kernel.console import Console
 from pyinit.kernel.line import Line
 from pyinit.record import Record, timeline
-from pyinit.rescue import cli, explain, missing, report, status, working
+from pyinit.rescue import cli, explain, missing, probe, report, small, status, working
 from pyinit.rescue.editor import Editor
 from pyinit.root import belongs, discover, fsck, imagefile, layers, mount, resume
 from pyinit.storage import luks_header, md, verity
@@ -1082,3 +1082,15 @@ def guest_output(data: bytes) -> None:
             parse(data)
         except refuse:
             pass
+
+
+@target(
+    probe.properties,
+    small.process,
+    seeds=(b"ID_FS_TYPE=ext4\n", b"1 (init) S 0 1 1 0 -1\0/init\0a\0"),
+    words=split(r"( ) \n = \0 ID_ S"),
+)
+def programs_of_the_rescue_shell(data: bytes) -> None:
+    probe.properties(data)
+    stat, _, words = data.partition(b"\0")
+    shown(small.process(stat, words))

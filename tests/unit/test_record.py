@@ -58,6 +58,17 @@ def test_a_boot_that_did_not_hand_over_has_a_timeline_too() -> None:
     record = finished_record()
     record.data["handover"] = None
     assert "real init" not in timeline(record.data)[-1]
+    # In the shell right before the switch.
+    record.data["handover"] = {"at": 0, "init": "", "method": "", "killed": []}
+    assert "switched by" not in "\n".join(timeline(record.data))
+    assert "real init" not in timeline(record.data)[-1]
+
+
+def test_a_rescue_shell_is_called_that() -> None:
+    record = finished_record()
+    relay = ["/usr/bin/python3", "-S", "-c", "from pyinit.rescue.relay import main;main()", "/bin/sh"]
+    record.add("children", argv=relay, pid=9, start=1, end=2, status=0)
+    assert any(line.endswith("    rescue shell /bin/sh") for line in timeline(record.data))
 
 
 def test_messages_are_bounded_and_the_newest_stay() -> None:
