@@ -245,6 +245,7 @@ class Boot(Context):
             self.daemon.stop()
             self.daemon = None
         _write_blacklist(())
+        self._leave_way_back()
         self.record.data["handover"] = {"at": 0, "init": "", "method": "", "orphans": 0, "killed": []}
         self._end_leftovers()
         udev.clean_database()
@@ -539,6 +540,17 @@ class Boot(Context):
         tried = self.resume_device.sys_path if self.resume_device else ""
         others = [view for view in self.known() if view.sys_path != tried]
         warn_of_others(others, self.config.resume, self.config.noresume, self.console)
+
+    def _leave_way_back(self) -> None:
+        """What takes the storage of the root apart at shutdown, where a root lies on several layers."""
+        if self.root is None or not self.root.name.startswith(("dm-", "md")):
+            return
+        from pyinit import shutdown
+
+        try:
+            shutdown.leave(SYSROOT, os.path.dirname(__file__))
+        except OSError as error:
+            self.console.warning(f"the storage of the root will not be taken apart at shutdown: {error}")
 
     def _load_filesystem(self, device: DeviceView) -> None:
         self.modules.load_for_filesystem(device.properties.get("ID_FS_TYPE", ""))

@@ -56,6 +56,7 @@ REBOOT_AUTOBOOT = 0x01234567
 REBOOT_HALT = 0xCDEF0123
 REBOOT_POWER_OFF = 0x4321FEDC
 REBOOT_CAD_ON = 0x89ABCDEF
+REBOOT_KEXEC = 0x45584543
 REBOOT_CAD_OFF = 0
 
 # The numbers of the calls that glibc 2.36 has no wrapper for. The two entered the kernel after numbers were

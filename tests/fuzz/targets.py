@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyinit import memdebug, record
+from pyinit import memdebug, record, shutdown
 from pyinit.config import cmdline, crypttab, devspec, discoverable, distance, fstab, options, sealed, volumes
 from pyinit.devices import udev, waiting
 from pyinit.devices.view import DeviceView
@@ -462,6 +462,21 @@ def luks1() -> bytes:
     """A LUKS1 header with one slot in use."""
     head = struct.pack(">6sH32s32s32s", luks_header.MAGIC, 1, b"aes", b"xts-plain64", b"sha256")
     return head.ljust(208, b"\0") + (b"\0\xac\x71\xf3".ljust(48, b"\0") * 8)
+
+
+@target(
+    shutdown.mapped_files,
+    shutdown.mapping_request,
+    seeds=(b"00400000-00401000 r-xp 00000000 08:01 1    /usr/bin/env\n",),
+    words=split(r"/ \x20 \n [stack] (deleted) \xff"),
+)
+def at_shutdown(data: bytes) -> None:
+    if b"\0" not in data:
+        list(shutdown.mapped_files(data))
+    try:
+        shutdown.mapping_request(data.decode("utf-8", "surrogateescape"))
+    except ValueError:
+        return
 
 
 @target(

@@ -203,6 +203,18 @@ def test_changed_tree_is_another_disk(tree: Tree, cache: Cache) -> None:
     assert Image(whole=Ext4(Tree(tree.path))).build(cache=cache) != before
 
 
+def test_a_tree_with_other_files_is_made_of_the_same_one(tree: Tree, cache: Cache) -> None:
+    other = tree.changed({"/etc/hello": b"other\n"}).changed({"/srv/new": b"new\n"})
+    assert len({tree.digest, other.digest, tree.changed({"/srv/new": b"new\n"}).digest}) == 3
+    path = Image(whole=Ext4(other)).build(cache=cache)
+    for name, content in (("/etc/hello", "other\n"), ("/srv/new", "new\n")):
+        assert run(["debugfs", "-R", f"cat {name}", path]).endswith(content)
+    assert "Mode:  04755" in run(["debugfs", "-R", "stat /su", path])
+    assert "Mode:  0644" in run(["debugfs", "-R", "stat /srv/new", path])
+    assert (tree.path / "etc/hello").read_text() == "hello\n"
+    assert not (tree.path / "srv").exists()
+
+
 def test_sectors_of_4096_bytes(tree: Tree, cache: Cache) -> None:
     path = Image(gpt=(Partition(Xfs(tree)),), sector=4096).build(cache=cache)
     with path.open("rb") as disk:
@@ -250,7 +262,9 @@ def test_archive_keeps_owners_for_a_normal_user(tmp_path: Path, cache: Cache) ->
     unpacked = tmp_path / "tree"
     shutil.copytree(source, unpacked)
     os.chown(unpacked / "shadow", 65534, 65534)
-    disk = Image(whole=Ext4(Tree(unpacked, archive=archive, digest="x"))).build(cache=cache)
+    tree = Tree(unpacked, archive=archive, digest="x").changed({"/etc/new": b"new"})
+    disk = Image(whole=Ext4(tree)).build(cache=cache)
+    assert run(["debugfs", "-R", "cat /etc/new", disk]).endswith("new")
     assert "User:     0   Group:    42" in run(["debugfs", "-R", "stat /shadow", disk])
     assert [path.name for path in disk.parent.iterdir() if not path.name.startswith(".")] == ["disk.img"]
 

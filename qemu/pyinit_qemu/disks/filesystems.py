@@ -5,12 +5,13 @@ None needs root or a loop device; all are sparse, and reproducible as far as the
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
 import struct
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pyinit_qemu.disks.tools import run, version
 MIB = 1 << 20
 # The times of a new file system itself; files keep those of the tree.
 _TIME = {"E2FSPROGS_FAKE_TIME": "1700000000"}
+_CHANGED = 1700000000
 
 # Under fakeroot a file that was *created* without permission to read it, as copies of /etc/shadow are, cannot
 # be read, while one whose mode was *changed* so can: its real mode keeps the owner's permissions.
@@ -30,7 +32,8 @@ tar --extract --same-owner --numeric-owner --preserve-permissions --file "$1" --
 find "$2" -type f ! -perm -400 -exec sh -c 'for file; do
     chmod "$(stat --format %a "$file")" "$file"
 done' sh {} +
-shift 2
+cp --recursive --preserve=timestamps --remove-destination "$3/." "$2" || exit
+shift 3
 exec "$@"
 """
 
@@ -38,11 +41,27 @@ exec "$@"
 class Tree:
     """What goes into a file system: a directory, and an archive of it when this user cannot own its files."""
 
-    def __init__(self, path: Path, *, archive: Path | None = None, digest: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        archive: Path | None = None,
+        digest: str | None = None,
+        changes: Mapping[str, bytes] | None = None,
+    ) -> None:
         """``digest`` identifies the content; without it the directory is read."""
         self.path = path
         self.archive = archive
-        self.digest = digest_tree(path) if digest is None else digest
+        self.changes = dict(changes or {})
+        plain = digest_tree(path) if digest is None else digest
+        self._plain = plain
+        self.digest = plain
+        if self.changes:
+            self.digest = hashlib.sha256(repr((plain, sorted(self.changes.items()))).encode()).hexdigest()
+
+    def changed(self, changes: Mapping[str, bytes]) -> Tree:
+        """The same with other contents of some files (mode 0644), by their paths; new ones are added."""
+        return Tree(self.path, archive=self.archive, digest=self._plain, changes={**self.changes, **changes})
 
     def size(self) -> int:
         """Bytes that the files take in blocks of 4 KiB, with an inode each."""
@@ -55,15 +74,32 @@ class Tree:
         An archive is unpacked again, under the fakeroot in which the tool then runs, so that the tool sees
         the owners and the device nodes.
         """
-        if self.archive is None:
+        if self.archive is None and not self.changes:
             yield self.path, []
             return
-        work = beside.with_name(f"{beside.name}.tree")
-        work.mkdir()
+        work, changes = (beside.with_name(f"{beside.name}.{name}") for name in ("tree", "changes"))
+        changes.mkdir()
         try:
-            yield work, ["sh", "-c", _UNPACK, "sh", self.archive, work]
+            for name, data in self.changes.items():
+                place = changes / name.lstrip("/")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(data)
+                place.chmod(0o644)
+            for path in (changes, *changes.rglob("*")):
+                os.utime(path, (_CHANGED, _CHANGED))
+            if self.archive is not None:
+                work.mkdir()
+                yield work, ["sh", "-c", _UNPACK, "sh", self.archive, work, changes]
+            else:
+                # The copy shares the files' contents; those that change are removed from it first.
+                run(["cp", "--archive", "--link", self.path, work])
+                how = ["--recursive", "--preserve=timestamps", "--remove-destination"]
+                run(["cp", *how, f"{changes}/.", work])
+                yield work, []
         finally:
-            remove(work)
+            for folder in (work, changes):
+                if folder.exists():
+                    remove(folder)
 
 
 class Filesystem(Protocol):
