@@ -29,7 +29,9 @@ class Keymap:
             return True
         if not self._pid:
             try:
-                self._pid = self._children.start([find_program("loadkeys"), "-q", PATH])
+                loadkeys = find_program("loadkeys")
+                # The boot can do without it: the kernel takes it first when memory is short.
+                self._pid = self._children.start([loadkeys, "-q", PATH], oom_score_adj=500)
             except (OSError, BootError) as error:
                 why = error.cause if isinstance(error, BootError) else error.strerror
                 self._console.warning(f"the keyboard keeps its layout: loadkeys: {why}")
