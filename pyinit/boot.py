@@ -508,7 +508,11 @@ class Boot(Context):
         self.console.info(f"root is {describe(root)}: {discovery.reason(list(self.known()))}")
         if root.properties.get("ID_FS_TYPE") == "crypto_LUKS":
             self.spec = devspec.parse_spec(f"/dev/mapper/luks-{root.properties.get('ID_FS_UUID', '')}")
-            self.assemblers[:] = assemblers(self)
+            # The one that opens encrypted volumes learns of this one; the others go on with their work.
+            kept = {stack.name: stack for stack in self.assemblers}
+            if (before := kept.pop("luks", None)) is not None:
+                before.forget()
+            self.assemblers[:] = [kept.get(stack.name, stack) for stack in assemblers(self)]
         else:
             self.root = root
 
