@@ -509,7 +509,11 @@ class Boot(Context):
         self.console.info(f"root is {describe(root)}: {discovery.reason(list(self.known()))}")
         if root.properties.get("ID_FS_TYPE") == "crypto_LUKS":
             self.spec = devspec.parse_spec(f"/dev/mapper/luks-{root.properties.get('ID_FS_UUID', '')}")
-            self.assemblers[:] = assemblers(self)
+            # The one that opens encrypted volumes learns of this one; the others go on with their work.
+            kept = {stack.name: stack for stack in self.assemblers}
+            if (before := kept.pop("luks", None)) is not None:
+                before.forget()
+            self.assemblers[:] = [kept.get(stack.name, stack) for stack in assemblers(self)]
         else:
             self.root = root
 
@@ -596,9 +600,13 @@ class Boot(Context):
             if image:
                 self._mount_image(image, root, writable)
             if overlay:
-                layers.lay_over(overlay, self._mount_one, self.console.warning)
+                what = "laying changes over the root"
+                self.patience.call(what, layers.lay_over, overlay, self._mount_one, self.console.warning)
         except BaseException:
-            unmount_root()
+            try:
+                unmount_root()
+            except OSError as error:
+                self.console.warning(f"{error.filename} stays mounted: {error.strerror}")
             raise
 
     def _mount_image(self, image: ImageFile, target: str, writable: bool) -> None:
@@ -619,7 +627,7 @@ class Boot(Context):
     def _mount_file(self, top: str, image: ImageFile, target: str, writable: bool) -> None:
         from pyinit.root import imagefile
 
-        with imagefile.attached(top, image, writable, self.modules) as (node, found):
+        with imagefile.attached(top, image, writable, self.modules, self.patience) as (node, found):
             checked = self._check_filesystem("root", node, found)
             spec = root_mount(node, found, image.flags, writable and checked.writable)
             spec = spec._replace(target=target)

@@ -41,6 +41,7 @@ PACKAGES = {
     "f2fs-tools": "makes f2fs disks",
     "erofs-utils": "makes erofs disks",
     "swtpm": "a TPM for virtual machines",
+    "ovmf": "UEFI for virtual machines",
     "zstd": "compresses images",
     "gcc": "compiles the init of a test",
     "libc6-dev": "likewise",

@@ -41,7 +41,11 @@ def parse_loader_variable(data: bytes) -> str:
 
     Four bytes of attributes, then UTF-16 (Documentation/filesystems/efivarfs.rst).
     """
-    text = data[4:160].decode("utf-16-le", "replace").partition("\0")[0].lower()
+    # A UUID has ASCII letters only, and the image no codec for others.
+    letters, others = data[4:160:2].partition(b"\0")[0], data[5:160:2]
+    if any(others[: len(letters)]):
+        return ""
+    text = letters.decode("latin-1").lower()
     return text if re.fullmatch(_UUID, text, re.ASCII) else ""
 
 

@@ -14,6 +14,7 @@ from pyinit.errors import BootError
 from pyinit.kernel.executable import open_inside
 from pyinit.kernel.files import names
 from pyinit.kernel.modules import Modules
+from pyinit.kernel.patience import Patience
 from pyinit.text import printable
 
 # include/uapi/linux/loop.h. struct loop_config: descriptor, block size, struct loop_info64, reserved.
@@ -21,7 +22,7 @@ _LOOP_CONFIGURE, _LOOP_CTL_GET_FREE = 0x4C0A, 0x4C82
 _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
 _CONFIG = struct.Struct("=II 5Q 4I 64s 64s 32s 2Q 8Q")
 _CONTROL = "/dev/loop-control"
-_HEAD = 65600
+_HEAD = 65664
 _SHOWN = 8
 
 # Where file systems have their names: (offset, bytes, type).
@@ -60,33 +61,42 @@ def exists(top: str, path: str) -> bool:
 
 
 @contextmanager
-def attached(top: str, image: ImageFile, writable: bool, modules: Modules) -> Iterator[tuple[str, str]]:
+def attached(
+    top: str, image: ImageFile, writable: bool, modules: Modules, patience: Patience
+) -> Iterator[tuple[str, str]]:
     """The block device of an image on the file system mounted on ``top``, and the type of what is in it.
 
     It vanishes with its last user: what is mounted within the block keeps it. ``E-MOUNT`` when the file is
     not there or cannot be attached.
     """
-    file = _open(top, image, os.O_RDWR if writable else os.O_RDONLY)
+    what = f"reading {printable(image.path)}"
+    file, head = patience.call(what, _open, top, image, os.O_RDWR if writable else os.O_RDONLY)
     try:
         modules.load("loop")
         node, device = _configure(file, image, writable)
         try:
-            yield node, image.fstype or recognise(os.pread(file, _HEAD + 64, 0))
+            yield node, image.fstype or recognise(head)
         finally:
             os.close(device)
     finally:
         os.close(file)
 
 
-def _open(top: str, image: ImageFile, flags: int) -> int:
+def _open(top: str, image: ImageFile, flags: int) -> tuple[int, bytes]:
+    """The file, and what it begins with."""
     root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return open_inside(root, image.path.lstrip("/"), flags)
+        file = open_inside(root, image.path.lstrip("/"), flags)
+        try:
+            return file, os.pread(file, _HEAD, 0)
+        except OSError:
+            os.close(file)
+            raise
     except OSError as error:
         words = "rd.live.dir= and rd.live.squashimg=" if image.live else "loop="
         raise BootError(
             "E-MOUNT",
-            f"the image {printable(image.path)} cannot be opened: {error.strerror}",
+            f"the image {printable(image.path)} cannot be read: {error.strerror}",
             tried=(f"looked for it in the file system on {top}",),
             found=_looked_at(top, image.path),
             advice=(

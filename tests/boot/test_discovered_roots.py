@@ -16,11 +16,14 @@ from pyinit_qemu.disks.image import ROOT_X86_64, Image, Partition
 from pyinit_qemu.disks.stacks import luks
 from pyinit_qemu.shell import Shell
 from pyinit_qemu.smallroot import small_root
+from pyinit_qemu.timing import Timeout
 from pyinit_qemu.witness import Witness
 
 pytestmark = pytest.mark.boot
 
 READ_ONLY, NO_AUTO = 1 << 60, 1 << 63
+FIRMWARE = "/usr/share/ovmf/OVMF.fd"
+VARIABLE = "/sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 USR_X86_64 = "8484680c-9521-48c6-9c11-b0720656f69e"
 Start = Callable[..., Machine]
 
@@ -39,11 +42,11 @@ def start(boot: Callable[..., Machine], bookworm: DebianRoot, listed: Path) -> S
     return go
 
 
-def disk(root: Tree, attributes: int = 0) -> Image:
+def disk(root: Tree, attributes: int = 0, esp: str = "") -> Image:
     """A disk as installers make it; ``attributes`` are those of the root's partition."""
     return Image(
         gpt=(
-            Partition(size=1 << 20, type=ESP, name="esp"),
+            Partition(size=1 << 20, type=ESP, name="esp", partuuid=esp),
             Partition(Ext4(root), type=ROOT_X86_64, name="root", attributes=attributes),
         )
     )
@@ -73,6 +76,36 @@ def test_two_that_may_be_meant_are_both_named(
     shell.check("pyinit set root=/dev/vdb2")
     shell.leave()
     assert witness_of(vm).root.device == "vdb2"
+
+
+def test_the_disk_that_was_booted_from_decides(
+    boot: Callable[..., Machine], bookworm: DebianRoot, generic: Path
+) -> None:
+    tree, esp = small_root(bookworm), "5c0ffee5-0000-4000-8000-00000000e59f"
+    vm = boot(
+        kernel=bookworm.kernel,
+        initrd=generic,
+        disks=(Disk(disk(tree).build()), Disk(disk(tree, esp=esp).build())),
+        append="quiet rd.info rd.break=initqueue",
+        extra=("-bios", FIRMWARE),
+        unpack=False,
+    )
+    # What a boot loader does: it was not one that started this kernel.
+    shell = Shell.rescue(vm, "initqueue")
+    shell.check("mount -t efivarfs efivarfs /sys/firmware/efi/efivars")
+    value = "".join(f"{letter}\\000" for letter in esp.upper())
+    shell.check(f"printf '\\007\\000\\000\\000{value}\\000\\000' > {VARIABLE}")
+    shell.check("umount /sys/firmware/efi/efivars")
+    shell.leave()
+    # The firmware writes to the result channel, too, before anybody else does.
+    vm.wait_event("SHUTDOWN", Timeout.BOOT)
+    (report,) = (frame for frame in vm.frames if frame["kind"] == "witness")
+    vm.power_cut()
+    seen = Witness.parse(report)
+    assert seen.root.device == "vdb2"
+    (line,) = (line for line in vm.console.splitlines() if "root is /dev/vdb2" in line)
+    assert line.endswith("with the GPT type of a root on the disk that was booted from")
+    assert "/sys/firmware/efi/efivars" not in {mount.target for mount in seen.mounts}
 
 
 def test_why_there_is_none(start: Start, bookworm: DebianRoot) -> None:

@@ -76,7 +76,7 @@ def test_a_file_that_is_not_there_is_explained_with_what_is(
     vm = start("root=LABEL=MEDIUM loop=/linux/rot.sfs rw", disk)
     shell = Shell.rescue(vm, "mount")
     text = shell.check("pyinit explain")
-    assert text.startswith("E-MOUNT the image /linux/rot.sfs cannot be opened: No such file or directory")
+    assert text.startswith("E-MOUNT the image /linux/rot.sfs cannot be read: No such file or directory")
     assert "/linux holds root.sfs" in text
     assert "Correct loop= here with pyinit set" in text
     assert " /run/initramfs/live " not in shell.check("cat /proc/mounts")

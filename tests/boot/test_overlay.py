@@ -16,7 +16,7 @@ from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
 from pyinit_qemu.disks.declare import gpt
 from pyinit_qemu.disks.filesystems import Ext4, Squashfs, Tree
 from pyinit_qemu.disks.image import Image, Partition
-from pyinit_qemu.disks.stacks import luks
+from pyinit_qemu.disks.stacks import Stack, luks, lvm
 from pyinit_qemu.shell import Shell
 from pyinit_qemu.smallroot import small_root
 from pyinit_qemu.witness import Witness
@@ -145,27 +145,44 @@ def test_an_image_that_cannot_lay_anything_over_the_root_says_so(
     assert witness_of(vm).root.type == "ext4"
 
 
-@pytest.mark.fault("A5")
-def test_an_encrypted_root_below_changes_is_closed_before_a_shell(
-    boot: Callable[..., Machine],
-    image: Callable[..., Path],
-    witness_of: Callable[[Machine], Witness],
-) -> None:
+@pytest.fixture(scope="module")
+def storage() -> DebianRoot:
+    """Debian 12 with the disk tools."""
     try:
-        storage = provision("bookworm", packages=STORAGE)
+        return provision("bookworm", packages=STORAGE)
     except ArchiveError as error:
         pytest.skip(f"infrastructure: {error}")
-    modules = ("virtio_pci", "virtio_blk", "ext4")
-    initrd = image(storage, mode="list", modules=modules, features=("luks", "overlay"), rescue="open")
+
+
+@pytest.fixture
+def start_stack(boot: Callable[..., Machine], storage: DebianRoot, image: Callable[..., Path]) -> Start:
+    initrd = image(
+        storage,
+        mode="list",
+        modules=("virtio_pci", "virtio_blk", "ext4"),
+        features=("luks", "lvm", "overlay"),
+        rescue="open",
+    )
+
+    def go(append: str, stack: Stack) -> Machine:
+        return boot(
+            kernel=storage.kernel,
+            initrd=initrd,
+            disks=(Disk(gpt(stack).build()),),
+            append=f"quiet {append}",
+            memory=640 * MIB,
+        )
+
+    return go
+
+
+@pytest.mark.fault("A5")
+def test_an_encrypted_root_below_changes_is_closed_before_a_shell(
+    start_stack: Start, storage: DebianRoot, witness_of: Callable[[Machine], Witness]
+) -> None:
     uuid = "1c0de5ea-0000-4000-8000-00000000000d"
     stack = luks(Ext4(small_root(storage), label="small-root"), uuid=uuid, passphrase="secret")
-    vm = boot(
-        kernel=storage.kernel,
-        initrd=initrd,
-        disks=(Disk(gpt(stack).build()),),
-        append=f"quiet root=LABEL=small-root rd.luks.uuid={uuid} rd.overlay rd.break=pre-pivot",
-        memory=640 * MIB,
-    )
+    vm = start_stack(f"root=LABEL=small-root rd.luks.uuid={uuid} rd.overlay rd.break=pre-pivot", stack)
     vm.expect(r"Passphrase for luks-\S+ \(/dev/\S+\): ")
     vm.send_line("secret")
     shell = Shell.rescue(vm, "pre-pivot")
@@ -176,3 +193,15 @@ def test_an_encrypted_root_below_changes_is_closed_before_a_shell(
     vm.expect(r"Passphrase for luks-\S+ \(/dev/\S+\): ")
     vm.send_line("secret")
     assert witness_of(vm).root.type == "overlay"
+
+
+def test_changes_on_one_volume_over_a_root_on_another(
+    start_stack: Start, storage: DebianRoot, witness_of: Callable[[Machine], Witness]
+) -> None:
+    stack = lvm(vg="v", root=Ext4(small_root(storage)), changes=Ext4(label="changes"), other=Ext4())
+    seen = witness_of(start_stack("root=/dev/v/root rd.overlay=/dev/v/changes", stack))
+    mounts = {mount.target: mount for mount in seen.mounts}
+    assert mounts["/run/rootfsbase"].source == "/dev/mapper/v-root"
+    assert mounts["/run/overlayfs-backing"].source == "/dev/mapper/v-changes"
+    # Nobody asked for that one.
+    assert "/dev/v/other" not in seen.dev

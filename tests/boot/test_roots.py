@@ -59,3 +59,16 @@ def test_a_root_that_cannot_be_written_is_read_only_even_when_rw_is_asked(
     root = witness_of(vm).root
     assert (root.type, root.device) == (fstype, "vda1")
     assert root.read_only
+
+
+def test_a_root_on_a_medium_that_cannot_be_written_is_read_only(
+    boot: Callable[..., Machine],
+    bookworm: DebianRoot,
+    listed: Path,
+    small_disk: Callable[..., Path],
+    witness_of: Callable[[Machine], Witness],
+) -> None:
+    disks = (Disk(small_disk(), readonly=True),)
+    vm = boot(kernel=bookworm.kernel, initrd=listed, disks=disks, append="quiet root=/dev/vda1 rw")
+    root = witness_of(vm).root
+    assert (root.type, root.read_only) == ("ext4", True)

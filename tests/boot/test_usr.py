@@ -1,4 +1,7 @@
-"""A /usr of its own, and what else the root's fstab wants before the real init runs."""
+"""A /usr of its own, and what else the root's fstab wants before the real init runs.
+
+After test 11 of dracut, USR-MOUNT.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pyinit_qemu import Disk, Machine
 from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.filesystems import Btrfs, Ext4, Tree
 from pyinit_qemu.disks.image import Image, Partition
+from pyinit_qemu.disks.stacks import btrfs_pool
 from pyinit_qemu.shell import Shell
 from pyinit_qemu.smallroot import small_root
 from pyinit_qemu.witness import Witness
@@ -76,6 +80,28 @@ def test_usr_and_other_lines_of_fstab_are_mounted(
     assert "/tmp" not in mounts
     assert "warning: fstab line 5 has 2 fields, at least 3 are expected" in vm.console
     assert "warning: /tmp (fstab line 3) cannot be mounted: /tmp: LABEL=gone did not appear" in vm.console
+
+
+def test_a_usr_that_is_a_subvolume_beside_the_root(
+    start: Callable[..., Machine],
+    bookworm: DebianRoot,
+    tmp_path: Path,
+    witness_of: Callable[[Machine], Witness],
+) -> None:
+    root, usr = tmp_path / "root", tmp_path / "usr"
+    shutil.copytree(small_root(bookworm).path, root, symlinks=True)
+    (root / "usr").rename(usr)
+    (root / "usr").mkdir()
+    (root / "etc/fstab").write_text(
+        "LABEL=pool / btrfs subvol=root 0 0\nLABEL=pool /usr btrfs subvol=usr,noatime 0 0\n"
+    )
+    pool = btrfs_pool(subvolumes={"root": Tree(root), "usr": Tree(usr)}, label="pool")
+    disk = Image(gpt=(Partition(pool, name="pool"),)).build()
+    vm = start(disk, "quiet root=LABEL=pool rootflags=subvol=root rw")
+    mounts = {mount.target: mount for mount in witness_of(vm).mounts}
+    assert (mounts["/"].root, mounts["/usr"].root) == ("/root", "/usr")
+    assert "noatime" in mounts["/usr"].options
+    assert "rw" in mounts["/usr"].options
 
 
 def test_fstab_is_left_to_the_real_system_when_that_is_asked_for(
