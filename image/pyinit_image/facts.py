@@ -2,7 +2,7 @@
 
 Read from /proc, /sys and the tables in /etc, and written by ``pyinit-image devices``. Nothing that would tell
 two machines of one make apart is kept: no serial numbers, no network addresses, no UUIDs but those that
-/etc/fstab names and those of kinds of devices.
+/etc/fstab names, those of kinds of devices, and that of a bcache that the root lies on.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Block:
     mapping: str
     """dm: what dm/uuid starts with and, for LVM, ends with: ``CRYPT-LUKS2-``, ``LVM-``, ``LVM-tpool``."""
     label: str
-    """dm: dm/name."""
+    """dm: dm/name. bcache: the UUID of its backing device, by which alone it can be asked for."""
     level: str
     """md: ``raid1``, ``container`` and so on."""
     configured: str
@@ -393,6 +393,8 @@ class _Machine:
             level = self.attribute(f"{place}/md/level")
         else:
             kind = "stack" if below else "disk"
+            uuid = self.attribute(f"{place}/bcache/backing_dev_uuid")
+            label = uuid if below and _UUID.fullmatch(uuid) else ""
         chain = () if below else tuple(dict.fromkeys(self._chain(place)))
         names = tuple(map(_name, below))
         number = self.attribute(f"{place}/dev")

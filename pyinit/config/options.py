@@ -14,6 +14,7 @@ from pyinit.config.sealed import POLICIES
 from pyinit.text import printable
 
 if TYPE_CHECKING:
+    from pyinit.config.bcache import BcacheWords
     from pyinit.config.image import ImageFile
     from pyinit.config.luks import LuksWords
     from pyinit.config.overlay import Overlay
@@ -324,7 +325,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         _VOLUMES,
         "[=0|1]",
         "0",
-        "Activate every logical volume and assemble every array that is found. Without it only those that "
+        "Activate every logical volume, assemble every array and use every bcache that is found. Without it "
+        "only those that "
         "the words below, `root=` and `mount.usr=`, or the system's configuration in the image name.",
         "initqueue",
     ),
@@ -369,6 +371,26 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "[=0|1]",
         "1",
         "`0`: the arrays of the image's mdadm.conf are not assembled for being there.",
+        "initqueue",
+    ),
+    Option(
+        "rd.bcache",
+        "list",
+        _VOLUMES,
+        "[=0|1|UUID]",
+        "none",
+        "Use the bcache whose backing device has this UUID, with its caches; may be given several times. "
+        "Alone or with `1`: all that are found; `0`: none. `root=/dev/bcache/by-uuid/UUID` says so itself.",
+        "initqueue",
+    ),
+    Option(
+        "rd.bcache.degraded",
+        "switch",
+        _VOLUMES,
+        "[=0|1]",
+        "0",
+        "Use a backing device without its cache when that has not come after 30 s. What only the cache has "
+        "is lost then; so it is never done while the backing device says that there is something.",
         "initqueue",
     ),
     Option(
@@ -870,6 +892,8 @@ class BootConfig(NamedTuple):
     """``rd.auto``, ``rd.lvm*``, ``rd.md*``; None when there is no such word."""
     luks: LuksWords | None = None
     """``rd.luks.*``; None when there is no such word."""
+    bcache: BcacheWords | None = None
+    """``rd.bcache*`` and ``rd.auto``; None when there is no such word."""
     image: ImageFile | None = None
     """The file that holds the root, on the file system of ``root=``; None when that is the root."""
     verity: VerityWords | None = None
@@ -946,6 +970,10 @@ def boot_config(*sources: bytes) -> BootConfig:
         from pyinit.config.volumes import volume_words
 
         config = config._replace(volumes=volume_words(merged, warnings))
+    if any(word.key.startswith(("rd.auto", "rd.bcache")) for word in merged.words):
+        from pyinit.config.bcache import bcache_words
+
+        config = config._replace(bcache=bcache_words(merged, warnings))
     if not (merged.flag("systemd.gpt_auto", True) and merged.flag("rd.systemd.gpt_auto", True)):
         config = config._replace(gpt_auto=False)
     if merged.last("roothash") is not None:

@@ -131,8 +131,13 @@ def parse_sealed_arrays(data: bytes) -> list[Array]:
     return [Array(*row) for row in _strings(data, 3)]
 
 
+def parse_sealed_uuids(data: bytes) -> list[str]:
+    """The UUIDs that the builder found, as it wrote them; ValueError for a damaged file."""
+    return [row[0] for row in _strings(data, 1)]
+
+
 def dump(rows: Iterable[Sequence[str]]) -> bytes:
-    """What the two functions above read."""
+    """What the functions above read."""
     return json.dumps([list(row) for row in rows], separators=(",", ":")).encode("ascii") + b"\n"
 
 

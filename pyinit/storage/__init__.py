@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 #: What the builder knows of the root's volumes and of the system's arrays (pyinit.config.volumes).
 SEALED_VOLUMES = "/etc/pyinit/volumes.json"
 SEALED_ARRAYS = "/etc/pyinit/arrays.json"
+#: The backing devices that the root lies on.
+SEALED_BCACHE = "/etc/pyinit/bcache.json"
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
     from pyinit.context import Context
     from pyinit.devices.waiting import Assembler
+
+    Row = TypeVar("Row")
 
 
 def assemblers(context: Context) -> list[Assembler]:
@@ -28,6 +35,10 @@ def assemblers(context: Context) -> list[Assembler]:
         from pyinit.storage.wanted import make_md
 
         found += filter(None, (make_md(context),))
+    if config.bcache or os.path.exists(SEALED_BCACHE) or _names_bcache(context):
+        from pyinit.storage.bcache import make as make_bcache
+
+        found += filter(None, (make_bcache(context),))
     if (
         os.path.exists("/etc/crypttab")
         or config.luks
@@ -63,6 +74,10 @@ def _names_volume(context: Context) -> bool:
     )
 
 
+def _names_bcache(context: Context) -> bool:
+    return any(path.startswith("/dev/bcache/") for path in asked_paths(context))
+
+
 def asked_paths(context: Context) -> dict[str, str]:
     """The paths below /dev by which devices are asked for, each with the word that does so."""
     config = context.config
@@ -74,3 +89,19 @@ def asked_paths(context: Context) -> dict[str, str]:
         asked[config.verity.hashes] = "systemd.verity_root_hash="
     asked[context.spec.value if context.spec else ""] = "root="
     return {path: word for path, word in asked.items() if path.startswith("/dev/")}
+
+
+def read_sealed(path: str, parse: Callable[[bytes], list[Row]]) -> list[Row]:
+    """What the builder found, empty when it wrote no such file; ``E-IMAGE`` for one that is damaged."""
+    from pyinit.errors import BootError
+    from pyinit.kernel.files import read_if_there
+
+    data = read_if_there(path)
+    try:
+        return parse(data) if data else []
+    except ValueError as error:
+        raise BootError(
+            "E-IMAGE",
+            f"{path} cannot be read: {error}",
+            advice=("Build the image again: pyinit-image build -o IMAGE",),
+        ) from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pyinit.config.volumes import (
     Array,
@@ -14,16 +14,12 @@ from pyinit.config.volumes import (
     parse_sealed_volumes,
     volume_of_path,
 )
-from pyinit.errors import BootError
-from pyinit.kernel.files import read_if_there
-from pyinit.storage import SEALED_ARRAYS, SEALED_VOLUMES, asked_paths
+from pyinit.storage import SEALED_ARRAYS, SEALED_VOLUMES, asked_paths, read_sealed
 from pyinit.storage.lvm import Lvm
 from pyinit.storage.md import Md
 
 if TYPE_CHECKING:
     from pyinit.context import Context
-
-Row = TypeVar("Row")
 
 
 def make_lvm(context: Context) -> Lvm | None:
@@ -31,7 +27,7 @@ def make_lvm(context: Context) -> Lvm | None:
     words = context.config.volumes or VolumeWords()
     if not words.lvm:
         return None
-    sealed = _sealed(SEALED_VOLUMES, parse_sealed_volumes)
+    sealed = read_sealed(SEALED_VOLUMES, parse_sealed_volumes)
     paths = asked_paths(context)
     needed = [path for path, word in paths.items() if word != "resume="]
     volumes = wanted_volumes(words, needed, sealed, beside=paths)
@@ -45,7 +41,7 @@ def make_md(context: Context) -> Md | None:
     words = context.config.volumes or VolumeWords()
     if not words.md:
         return None
-    sealed = _sealed(SEALED_ARRAYS, parse_sealed_arrays)
+    sealed = read_sealed(SEALED_ARRAYS, parse_sealed_arrays)
     uuids, labels = wanted_arrays(words, list(asked_paths(context)), sealed)
     if not uuids and not labels and not words.auto:
         return None
@@ -78,15 +74,3 @@ def wanted_arrays(words: VolumeWords, paths: list[str], sealed: list[Array]) -> 
         elif row.name:
             labels.add(row.name)
     return uuids, {label for label in labels if label}
-
-
-def _sealed(path: str, parse: Callable[[bytes], list[Row]]) -> list[Row]:
-    data = read_if_there(path)
-    try:
-        return parse(data) if data else []
-    except ValueError as error:
-        raise BootError(
-            "E-IMAGE",
-            f"{path} cannot be read: {error}",
-            advice=("Build the image again: pyinit-image build -o IMAGE",),
-        ) from error

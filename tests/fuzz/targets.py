@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyinit import memdebug, record, shutdown
-from pyinit.config import cmdline, crypttab, devspec, discoverable, distance, fstab, options, sealed, volumes
+from pyinit.config import (
+    bcache,
+    cmdline,
+    crypttab,
+    devspec,
+    discoverable,
+    distance,
+    fstab,
+    options,
+    sealed,
+    volumes,
+)
 from pyinit.devices import udev, waiting
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
@@ -549,6 +560,37 @@ def volumes_and_arrays(data: bytes) -> None:
                 shown(volume.group, volume.name)
         if uuid := volumes.array_uuid(text):
             shown(volumes.show_array(uuid))
+
+
+@target(
+    bcache.parse_superblock,
+    bcache.bcache_words,
+    bcache.uuids_of_paths,
+    bcache.backing_uuid,
+    volumes.parse_sealed_uuids,
+    seeds=(
+        bytes(8)
+        + struct.pack("<QQ", 8, 1)
+        + bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")
+        + bytes(range(32))
+        + bytes(32)
+        + struct.pack("<Q", 1 << 61),
+        b"rd.bcache=01234567-89ab-cdef-0123-456789abcdef rd.bcache.degraded rd.auto",
+        b"/dev/bcache/by-uuid/01234567-89ab-cdef-0123-456789abcdef",
+        volumes.dump([["01234567-89ab-cdef-0123-456789abcdef"]]),
+    ),
+    words=(*split(r"rd.bcache = - /dev/bcache/by-uuid/ 0 1 \x00 \xff \x1b[2J"), b" ", b"0" * 32),
+)
+def devices_with_a_cache(data: bytes) -> None:
+    if (found := bcache.parse_superblock(data)) is not None:
+        shown(found.uuid, found.cache_set, found.state)
+    warnings: list[str] = []
+    named = bcache.bcache_words(cmdline.parse(data), warnings).uuids
+    shown(*warnings, *named, *bcache.uuids_of_paths([text_of(data)]), bcache.backing_uuid(text_of(data)))
+    try:
+        volumes.parse_sealed_uuids(data)
+    except ValueError as error:
+        shown(printable(str(error)))
 
 
 def superblock() -> bytes:

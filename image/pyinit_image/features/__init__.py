@@ -19,6 +19,7 @@ from pyinit.text import printable
 from ..errors import BuildError
 from ..plan import Plan
 from .base import Feature, Need, Target
+from .bcache import Bcache
 from .fsck import Fsck
 from .keymap import Keymap
 from .loop import Loop
@@ -59,6 +60,7 @@ class Chosen(NamedTuple):
 
 #: The features of this package.
 BUILT_IN: tuple[type[Feature], ...] = (
+    Bcache,
     Fsck,
     Keymap,
     Loop,

@@ -11,13 +11,16 @@ members are put where they belong:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from uuid import UUID
 
 from pyinit_qemu.debian import STORAGE
 from pyinit_qemu.disks import maker
@@ -539,3 +542,101 @@ def md(level: Literal[0, 1, 4, 5, 6, 10], content: Content = None, members: int 
 def btrfs_pool(tree: Tree | None = None, devices: int = 1, **options: Any) -> BtrfsPool:
     """A btrfs over several devices, or with subvolumes; options as in :class:`BtrfsPool`."""
     return BtrfsPool(tree, devices, **options)
+
+
+@dataclass(frozen=True)
+class Bcache(_Declared):
+    """A device with a cache in front of it, bcache.rst: two devices, the data and the cache.
+
+    The superblocks are written as the kernel has them (drivers/md/bcache/bcache_ondisk.h); the cache is
+    empty, and the kernel fills in the rest when it sees it first.
+    """
+
+    fstype: ClassVar[str] = "bcache"
+
+    content: Filesystem
+    uuid: str
+    """Of the backing device."""
+    state: Literal["none", "clean", "dirty"] = "clean"
+    """What the backing device says; unless it is ``none`` it waits for its cache."""
+
+    @property
+    def members(self) -> int:
+        return 2
+
+    @property
+    def recipe(self) -> dict[str, object]:
+        return {**super().recipe, "buckets": [_BCACHE_BUCKETS, _BCACHE_BUCKET]}
+
+    @property
+    def cache_set(self) -> str:
+        """The UUID of the set that the cache is."""
+        return str(UUID(bytes=hashlib.sha256(f"set of {self.uuid}".encode()).digest()[:16]))
+
+    def describe(self) -> str:
+        return f"bcache of {self.content.describe()}"
+
+    def sizes(self, work: Work) -> list[int]:
+        return [work.size(self.content) + _BCACHE_DATA, _BCACHE_BUCKETS * _BCACHE_BUCKET]
+
+    def make(self, work: Work, devices: Sequence[str], sparse: Sparse) -> None:
+        raise ValueError(f"{self.describe()} lies on disks and nothing else")
+
+    def disks(self, *, cache: Cache | None = None, progress: Progress = silent) -> tuple[Path, ...]:
+        store = cache or Cache()
+
+        def build(folder: Path) -> None:
+            work = Work(store, progress)
+            source = work.image(self.content)
+            heads = (
+                _bcache_head(1, UUID(self.uuid), UUID(self.cache_set), self.state, 0),
+                _bcache_head(0, UUID(int=UUID(self.uuid).int ^ 1), UUID(self.cache_set), "", _BCACHE_BUCKETS),
+            )
+            for number, (head, size) in enumerate(zip(heads, self.sizes(work), strict=True)):
+                with (folder / f"{number}.img").open("wb") as file:
+                    file.truncate(size + -size % MIB)
+                    file.seek(_BCACHE_SECTOR * 512)
+                    file.write(head)
+                    if number == 0:
+                        file.seek(_BCACHE_DATA)
+                        with source.open("rb") as reader:
+                            while data := reader.read(MIB):
+                                if any(data):
+                                    file.write(data)
+                                else:
+                                    file.seek(len(data), os.SEEK_CUR)
+                (folder / f"{number}.img").chmod(0o444)
+
+        folder = store.entry("stack", {**self.recipe, "maker": digest_file(Path(__file__))}, build, progress)
+        return tuple(folder / f"{number}.img" for number in range(2))
+
+
+_BCACHE_SECTOR = 8
+_BCACHE_DATA = 16 * 512
+_BCACHE_BUCKET = 64 << 10
+# With fewer the kernel says that the device is too small (cache_alloc in drivers/md/bcache/super.c).
+_BCACHE_BUCKETS = 1024
+
+
+def _bcache_head(version: int, uuid: UUID, cache_set: UUID, state: str, buckets: int) -> bytes:
+    """The superblock of a backing device (version 1) or of a cache (version 0)."""
+    flags = ("none", "clean", "dirty").index(state) << 61 if state else 0
+    body = struct.pack(
+        "<QQ16s16s16s32sQQ64x",
+        _BCACHE_SECTOR, version, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81"), uuid.bytes,
+        cache_set.bytes, b"", flags, 0,
+    )  # fmt: skip
+    place = buckets or _BCACHE_DATA // 512
+    body += struct.pack("<QHHHHIHH", place, 1, _BCACHE_BUCKET // 512 if buckets else 0, 1, 0, 0, 1, 0)
+    # The CRC of ECMA-182, begun with ones and inverted at the end (crc64_be in lib/crc64.c).
+    crc = (1 << 64) - 1
+    for byte in body:
+        crc ^= byte << 56
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x142F0E1EBA9EA3693 if crc >> 63 else 0)) & ((1 << 64) - 1)
+    return (struct.pack("<Q", crc ^ ((1 << 64) - 1)) + body).ljust(4096, b"\0")
+
+
+def bcache(content: Filesystem, uuid: str, **options: Any) -> Bcache:
+    """A device with a cache; options as in :class:`Bcache`."""
+    return Bcache(content, uuid, **options)
