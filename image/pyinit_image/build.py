@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import stat
 import sys
@@ -243,9 +244,16 @@ class _Build:
             for warning in self.facts.warnings:
                 self.settings.warn(warning)
             self.wanted += host.wanted(self.facts, self.kernel.find)
+        self.packed = spec.mode == "generic" and self._packs()
         self.scan: python.Scan | None = None
         self.scan_began = 0.0
         self.own = layers_module.own_trace() if self.store is not None else Trace()
+
+    def _packs(self) -> bool:
+        """Whether the target has what it takes to unpack single modules."""
+        plan = Plan(Sysroot(self.spec.sysroot))
+        interpreter = python.find(plan.sysroot, plan.walker)
+        return kmods.packs(plan.sysroot, plan.walker, interpreter.path, interpreter.library)
 
     def cancel(self) -> None:
         """End what is still going on."""
@@ -263,6 +271,7 @@ class _Build:
             "modules": self.spec.modules,
             "unsigned": self.spec.unsigned_modules,
             "wanted": self.wanted,
+            "packed": self.packed,
             "links": base.merged(self.settings.sysroot),
         }
         modules = self._kept("modules", modules_key)
@@ -280,6 +289,7 @@ class _Build:
             "hooks": [(hook.name, hook.source.hex(), hook.origin) for hook in self.hooks],
             "drivers": notes["drivers"],
             "compressed": notes["compressed"],
+            "packed": self.packed,
         }
         system = self._kept("system", system_key) or self._make_system(system_key).layer()
         if making is not None:
@@ -305,7 +315,7 @@ class _Build:
 
     def _start_scan(self, plan: Plan) -> python.Scan:
         if self.scan is None:
-            self.scan = python.Scan(plan.sysroot, plan.walker, self.hooks)
+            self.scan = python.Scan(plan.sysroot, plan.walker, self.hooks, unpacks=self.packed)
             self.scan_began = self.clock.now()
         return self.scan
 
@@ -320,13 +330,19 @@ class _Build:
         plan = Plan(sysroot, below)
         spec = self.spec
         index = kmods.collect(
-            plan, self.kernel, spec.mode, spec.modules, self.wanted, strip=spec.unsigned_modules
+            plan,
+            self.kernel,
+            spec.mode,
+            spec.modules,
+            self.wanted,
+            strip=spec.unsigned_modules,
+            packed=self.packed,
         )
         known = frozenset(index.modules) | index.builtin
-        notes = {
+        notes: dict[str, Any] = {
             "drivers": sorted({driver for _, _, driver in udev.ALLOWED} & known),
-            "compressed": any(
-                entry.path.endswith(tuple(kmods.COMPRESSED)) for entry in index.modules.values()
+            "compressed": sorted(
+                {posixpath.splitext(entry.path)[1] for entry in index.modules.values()} & {*kmods.COMPRESSED}
             ),
         }
         notes |= {"absent": plan.absent, "others": plan.others}
@@ -348,7 +364,7 @@ class _Build:
         libraries = _libraries(plan, interpreter)
         if self.access.policy == "password":
             libraries |= access.collect_library(plan, interpreter)
-        stand_ins = _stand_ins(plan, bool(key["compressed"]), scan.modules)
+        stand_ins = _stand_ins(plan, key["compressed"], scan.modules)  # type: ignore[arg-type]
         notes = {
             "shell": shell,
             "libraries": libraries,
@@ -501,7 +517,7 @@ def _libraries(plan: Plan, interpreter: str) -> dict[str, str]:
     return dict(LIBRARIES)
 
 
-def _stand_ins(plan: Plan, compressed: bool, modules: Collection[str]) -> list[str]:
+def _stand_ins(plan: Plan, compressed: Collection[str], modules: Collection[str]) -> list[str]:
     """Put stand-ins in the place of libraries that only serve what no image does; return their paths."""
     files = {path: entry.data for path, entry in plan.entries.items() if entry.data[:4] == b"\x7fELF"}
     needed = {}

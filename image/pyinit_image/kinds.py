@@ -61,6 +61,22 @@ GENERIC = (
     ("fs/nls/nls_utf8*", "character set of vfat"),
 )
 
+#: What most machines and virtual machines have their root on: in a generic image these, and what they need,
+#: are ready to be loaded. All others are packed one by one, so that only what a machine has is unpacked.
+COMMON = (
+    "drivers/ata/ahci.*",
+    "drivers/ata/ata_piix.*",
+    "drivers/ata/ata_generic.*",
+    "drivers/nvme/host/nvme.*",
+    "drivers/scsi/sd_mod.*",
+    "drivers/scsi/virtio_scsi.*",
+    "drivers/block/virtio_blk.*",
+    "drivers/virtio/virtio_pci.*",
+    "drivers/input/serio/i8042.*",
+    "drivers/input/keyboard/atkbd.*",
+    "fs/ext4/*",
+)
+
 #: What these patterns would select but no root disk needs.
 GENERIC_EXCLUDED = (
     ("drivers/scsi/scsi_debug.*", "makes up disks for tests"),

@@ -15,7 +15,8 @@ import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,14 +35,22 @@ from pyinit.config.sealed import (
 from pyinit.text import printable
 
 from . import kmodindex
+from .elf import Walker
 from .errors import BuildError
-from .kinds import GENERIC, GENERIC_EXCLUDED, MARGIN
+from .kinds import COMMON, GENERIC, GENERIC_EXCLUDED, MARGIN
 from .plan import Plan
 from .sysroot import Sysroot
 from .unsign import SIGNED, unsigned
 
 #: Suffix of a compressed module, and what the kernel's configuration calls the method.
 COMPRESSED = {".xz": "XZ", ".zst": "ZSTD", ".gz": "GZIP"}
+
+#: What modules are packed with: modprobe of nearly every system reads it, and so does Python. The check is
+#: the only one that the kernel verifies (Documentation/staging/xz.rst).
+PACKED = ".xz"
+PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20}]
+#: Below this a packed module, with its header and its blocks, gains too little.
+WORTH_PACKING = 8 << 10
 
 #: The devices whose absent drivers an explanation can name, and where the drivers are below kernel/drivers/.
 DISK_ALIASES = ("pci:", "virtio:", "vmbus:", "xen:", "scsi:t-", "usb:v*")
@@ -246,6 +255,11 @@ def decompress(data: bytes, suffix: str, path: str) -> bytes:
     except (lzma.LZMAError, zstandard.ZstdError, OSError, EOFError, zlib.error) as error:
         raise BuildError(f"{printable(path)} cannot be decompressed: {printable(str(error))}") from error
     return data
+
+
+def pack(data: bytes) -> bytes:
+    """A plain module as a file with the suffix :data:`PACKED`; equal data give equal bytes."""
+    return lzma.compress(data, lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=PACKING)
 
 
 class Kernel:
@@ -480,6 +494,25 @@ def left_out(kernel: Kernel, name: str) -> str:
     return f"mode generic leaves it out: {reason}" if reason else ""
 
 
+def packs(sysroot: Sysroot, walker: Walker, interpreter: str, library: str) -> bool:
+    """Whether what is in the image of a system can unpack modules: modprobe, and its Python."""
+    kmod = walker.library("libkmod.so.2", interpreter)
+    binary = walker.object(kmod) if kmod is not None else None
+    if binary is None or "liblzma.so.5" not in binary.needed:
+        return False
+    return any(name.startswith("_lzma.") for name in sysroot.list(f"{library}/lib-dynload"))
+
+
+def common(kernel: Kernel, selected: Iterable[str]) -> frozenset[str]:
+    """Those of ``selected`` that most machines load, with what they need."""
+    found: set[str] = set()
+    for name in selected:
+        below = kernel.modules[name][0].removeprefix("kernel/")
+        if any(fnmatch.fnmatchcase(below, glob) for glob in COMMON):
+            found |= {*kernel.needs(name), name, *kernel.after(name)}
+    return frozenset(found)
+
+
 def hash_driver(kernel: Kernel) -> str:
     """The module with which this CPU computes the hash of module signatures faster; empty for none.
 
@@ -504,16 +537,31 @@ def collect(
     others: Sequence[tuple[str, str]] = (),
     *,
     strip: bool = False,
+    packed: bool = False,
 ) -> ModuleIndex:
     """Add the modules with their firmware, the indexes for kmod, and the index for PID 1.
 
-    ``strip``: without signatures (:mod:`.unsign`).
+    ``strip``: without signatures (:mod:`.unsign`). ``packed``: the modules that few machines
+    load are packed one by one.
     """
     selected = select(kernel, mode, wanted, others)
+    asked = {name for word in wanted for name in kernel.find(word)}
+    asked |= {need for name in asked for need in kernel.needs(name)}
+    plain_ones = common(kernel, selected) | asked
     places: dict[str, str] = {}
     plan.source = "modules"
     firmware: dict[str, list[str]] = {}
     signed = 0
+    contents: dict[str, Callable[[], bytes]] = {}
+
+    def where(name: str) -> str:
+        path = kernel.modules[name][0]
+        suffix = posixpath.splitext(path)[1]
+        if suffix in COMPRESSED:
+            # When the kernel cannot unpack it by itself, it is in the image as it was before.
+            return path.removesuffix(suffix) if strip or suffix not in kernel.decompressors else path
+        size = plan.sysroot.host(f"{kernel.directory}/{path}").stat().st_size
+        return path + PACKED if packed and name not in plain_ones and size >= WORTH_PACKING else path
 
     def add(name: str) -> None:
         nonlocal signed
@@ -522,36 +570,38 @@ def collect(
         suffix = posixpath.splitext(path)[1]
         plain = decompress(content, suffix, path) if suffix in COMPRESSED else content
         if strip:
-            plain = content = unsigned(plain, f"{kernel.directory}/{path}")
-            path = path.removesuffix(suffix) if suffix in COMPRESSED else path
-        elif suffix in COMPRESSED and suffix not in kernel.decompressors:
-            # The kernel cannot unpack it by itself, and the boot does not run modprobe.
-            path, content = path.removesuffix(suffix), plain
+            plain = unsigned(plain, f"{kernel.directory}/{path}")
+        path = where(name)
         if not plain.startswith(b"\x7fELF"):
             raise BuildError(f"{printable(kernel.directory)}/{printable(path)} is no kernel module")
         places[name] = path
-        reason, parent = selected[name]
-        if parent is not None:
-            # The parent may come later in the alphabet: its place in the image follows from the same rule.
-            above = kernel.modules[parent][0]
-            ending = posixpath.splitext(above)[1]
-            unpacked = ending in COMPRESSED and (strip or ending not in kernel.decompressors)
-            parent = f"{kernel.directory}/{above.removesuffix(ending) if unpacked else above}"
-        plan.data(f"{kernel.directory}/{path}", content, reason, parent)
+        if suffix not in COMPRESSED and path.endswith(PACKED):
+            contents[name] = pool.submit(pack, plain).result
+        else:
+            kept = content if path.endswith(suffix) and not strip else plain
+            contents[name] = lambda: kept
         for tag, value in modinfo(plain):
             if tag == "firmware":
                 firmware.setdefault(value, []).append(name)
         if plain.endswith(SIGNED):
             signed += len(plain)
 
-    for name in sorted(selected):
-        add(name)
-    driver = hash_driver(kernel) if signed >= WORTH_A_HASH_DRIVER else ""
-    first = (*kernel.needs(driver), driver) if driver else ()
-    for name in first:
-        if name not in selected:
-            selected[name] = ("the kernel checks the signatures of the others faster with it", None)
+    # Packing lets other threads work meanwhile.
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for name in sorted(selected):
             add(name)
+        driver = hash_driver(kernel) if signed >= WORTH_A_HASH_DRIVER else ""
+        first = (*kernel.needs(driver), driver) if driver else ()
+        for name in first:
+            plain_ones |= {name}
+            if name not in selected:
+                selected[name] = ("the kernel checks the signatures of the others faster with it", None)
+            if name not in contents or places[name] != where(name):
+                add(name)
+        for name, content in contents.items():
+            reason, parent = selected[name]
+            above = f"{kernel.directory}/{where(parent)}" if parent is not None else None
+            plan.data(f"{kernel.directory}/{places[name]}", content(), reason, above)
     plan.others = tuple(name for name in kernel.modules if name not in selected)
     for name in plan.others:
         if name in kernel.modprobe.blacklist or _match(kernel.modules[name][0], PATTERNS.get(mode, ())):

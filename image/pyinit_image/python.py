@@ -77,6 +77,10 @@ EXCLUDED = {
 }
 
 
+#: The same for an image without modules that pyinit unpacks.
+UNPACKING = {("pyinit.kernel.modules", "lzma"): "only unpacks modules, and there are none for it"}
+
+
 @dataclass(frozen=True, slots=True)
 class Interpreter:
     """The target's interpreter."""
@@ -127,9 +131,12 @@ def find(sysroot: Sysroot, walker: Walker) -> Interpreter:
 class Scan:
     """The search for modules, as a process of the target's interpreter. Started early, collected late."""
 
-    def __init__(self, sysroot: Sysroot, walker: Walker, hooks: Sequence[Hook] = ()) -> None:
+    def __init__(
+        self, sysroot: Sysroot, walker: Walker, hooks: Sequence[Hook] = (), *, unpacks: bool = True
+    ) -> None:
         self.sysroot = sysroot
         self.interpreter = find(sysroot, walker)
+        self.excluded = EXCLUDED if unpacks else EXCLUDED | UNPACKING
         self.modules: frozenset[str] = frozenset()
         """The names of all modules that were found, once there is a result."""
         self._folder = tempfile.TemporaryDirectory(prefix="pyinit-image-")
@@ -154,7 +161,7 @@ class Scan:
         request = {
             "path": path,
             "roots": roots,
-            "exclude": list(EXCLUDED),
+            "exclude": list(self.excluded),
             "thorough": THOROUGH,
             "strict": ["pyinit", HOOKS],
             "checked": [HOOKS],
@@ -232,7 +239,7 @@ def collect(plan: Plan, scan: Scan) -> Trace:
             hint="Install the wheel of psutil, which fits all versions: pip install psutil",
         )
 
-    for (_, name), why in EXCLUDED.items():
+    for (_, name), why in scan.excluded.items():
         if name not in modules:
             plan.leave_out(name, f"a Python module: {why}")
 

@@ -35,8 +35,8 @@ class StandIn:
     users: tuple[str, ...]
     """Names of the files that use it for nothing an image needs; any other user keeps the real one."""
     reason: str
-    compression: bool = False
-    """Whether it is needed after all when a module in the image is compressed."""
+    compression: str = ""
+    """A suffix of compressed modules because of which it is needed after all when there are any."""
     unless: str = ""
     """A file of the target system because of which it is needed after all."""
     module: str = ""
@@ -48,8 +48,8 @@ KMOD = ("kmod", "libkmod.so.2")
 TABLE = (
     StandIn("libcrypto.so.3", KMOD, "only shows who signed a module"),
     StandIn("libcrypto.so.1.1", KMOD, "only shows who signed a module"),
-    StandIn("libzstd.so.1", KMOD, "only unpacks compressed modules, and there are none", True),
-    StandIn("liblzma.so.5", KMOD, "only unpacks compressed modules, and there are none", True),
+    StandIn("libzstd.so.1", KMOD, "only unpacks modules that end in .zst, and there are none", ".zst"),
+    StandIn("liblzma.so.5", KMOD, "only unpacks modules that end in .xz, and there are none", ".xz"),
     StandIn("libexpat.so.1", ("python3",), "only reads XML, and nothing does", module="pyexpat"),
     # All of these ask is_selinux_enabled() first, where 0 means no. The real one would say the same: before
     # the real system's init has loaded a policy there is none.
@@ -107,20 +107,20 @@ def choose(
     files: Mapping[str, bytes],
     needed: Mapping[str, Iterable[str]],
     exists: Callable[[str], bool],
-    compressed: bool,
+    compressed: Collection[str],
     modules: Collection[str] = (),
 ) -> dict[str, bytes]:
     """Path of a library to its stand-in, for those in ``files`` (path to content) that can be replaced.
 
     ``needed`` has, by path, the library names each of the files is linked against; ``exists`` tells whether
-    the target system has a file, ``compressed`` whether there are compressed kernel modules; ``modules`` are
-    the Python modules of the image.
+    the target system has a file, ``compressed`` the suffixes of kernel modules that are compressed;
+    ``modules`` are the Python modules of the image.
     """
     result = {}
     for entry in TABLE:
         users = [path for path, names in needed.items() if entry.soname in names]
         places = [path for path in files if _is(path, entry.soname)]
-        if not users or len(places) != 1 or (entry.compression and compressed):
+        if not users or len(places) != 1 or entry.compression in compressed:
             continue
         if (entry.unless and exists(entry.unless)) or entry.module in modules:
             continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from _thread import get_ident
 from collections.abc import Callable, Collection, Iterable, Iterator
-from errno import EEXIST, ENOMEM
+from errno import EEXIST, EINVAL, ENOEXEC, ENOMEM, EOPNOTSUPP
 from fnmatch import fnmatchcase
 from stat import S_IFCHR
 
@@ -34,6 +34,8 @@ _MISC_MAJOR = 10
 _NO_WAITING = "async_probe"
 
 _COMPRESSED = (".xz", ".zst", ".gz")
+# Bytes at a time when a module is unpacked here.
+_STEP = 1 << 18
 
 
 class Modules:
@@ -57,6 +59,7 @@ class Modules:
         self._options = _command_line_options(words)
         self._blacklist = {name.replace("-", "_") for name in blacklist}
         self._done: dict[str, bool] = {}
+        self._unpacks = False
         self.inserting: dict[int, str] = {}
         """By thread: the module that the kernel has been given, printable."""
 
@@ -139,6 +142,24 @@ class Modules:
             tried |= present
             self.load_all(found)
 
+    def _give(self, fd: int, path: str, options: str) -> None:
+        """Give the kernel a module, which it may not be able to unpack: it may be too old, or built without
+        CONFIG_MODULE_DECOMPRESS."""
+        if not path.endswith(_COMPRESSED):
+            return self._load(fd, options, 0)
+        if not self._unpacks:
+            try:
+                return self._load(fd, options, MODULE_INIT_COMPRESSED_FILE)
+            except OSError as error:
+                if error.errno not in (EOPNOTSUPP, EINVAL) or not path.endswith(".xz"):
+                    raise
+                self._unpacks = error.errno == EOPNOTSUPP
+        plain = _unpack(fd)
+        try:
+            return self._load(plain, options, 0)
+        finally:
+            os.close(plain)
+
     def _insert(self, name: str, say: Callable[[str], None], more: str = "") -> bool:
         entry = self.index.modules[name]
         begin = now()
@@ -151,10 +172,9 @@ class Modules:
             fd = os.open(f"{self.index.directory}/{entry.path}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 options = " ".join(filter(None, (entry.options, self._options.get(name, ""), more)))
-                flags = MODULE_INIT_COMPRESSED_FILE if entry.path.endswith(_COMPRESSED) else 0
                 # A driver looks at its devices before the kernel returns.
                 self.inserting[get_ident()] = printable(name)
-                self._patience.call(f"loading {printable(name)}", self._load, fd, options, flags)
+                self._patience.call(f"loading {printable(name)}", self._give, fd, entry.path, options)
             finally:
                 self.inserting.pop(get_ident(), None)
                 os.close(fd)
@@ -170,6 +190,32 @@ class Modules:
         if self._done[name] and self._console.verbose:
             self._console.debug(f"module {printable(name)}: {result}")
         return self._done[name]
+
+
+def _unpack(packed: int) -> int:
+    """A descriptor of the plain module in the xz file ``packed``; OSError as the kernel would say it."""
+    import lzma  # The kernels that need this have a part of their modules packed only.
+
+    memory_file = os.memfd_create("module", os.MFD_CLOEXEC)
+    try:
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        portion = b""
+        os.lseek(packed, 0, os.SEEK_SET)
+        while not stream.eof:
+            if stream.needs_input and not (portion := os.read(packed, _STEP)):
+                raise OSError(ENOEXEC, os.strerror(ENOEXEC))
+            piece = stream.decompress(portion, _STEP)
+            portion = b""
+            while piece:
+                piece = piece[os.write(memory_file, piece) :]
+        # The kernel takes no file that somebody could write to (ETXTBSY).
+        return os.open(f"/proc/self/fd/{memory_file}", os.O_RDONLY | os.O_CLOEXEC)
+    except lzma.LZMAError as error:
+        raise OSError(ENOEXEC, os.strerror(ENOEXEC)) from error
+    except MemoryError as error:
+        raise OSError(ENOMEM, os.strerror(ENOMEM)) from error
+    finally:
+        os.close(memory_file)
 
 
 def matches(alias: str, pattern: str) -> bool:

@@ -184,16 +184,16 @@ def test_stand_ins_that_cannot_be(small: Image) -> None:
     kmod, crypto = (small.debian.tree / "usr/bin/kmod").read_bytes(), (tree / "libcrypto.so.3").read_bytes()
     files = {"/kmod": kmod, "/libcrypto.so.3": crypto}
     needed = {"/kmod": ("libcrypto.so.3",)}
-    assert set(stand_in.choose(files, needed, lambda path: False, False)) == {"/libcrypto.so.3"}
+    assert set(stand_in.choose(files, needed, lambda path: False, ())) == {"/libcrypto.so.3"}
     # Somebody else uses it; two of them; the user is no sound file.
     other = {**needed, "/tool": ("libcrypto.so.3",)}
-    assert stand_in.choose({**files, "/tool": kmod}, other, lambda path: False, False) == {}
-    assert stand_in.choose({**files, "/x/libcrypto.so.3": crypto}, needed, lambda path: False, False) == {}
-    assert stand_in.choose({**files, "/kmod": kmod[:4000]}, needed, lambda path: False, False) == {}
+    assert stand_in.choose({**files, "/tool": kmod}, other, lambda path: False, ()) == {}
+    assert stand_in.choose({**files, "/x/libcrypto.so.3": crypto}, needed, lambda path: False, ()) == {}
+    assert stand_in.choose({**files, "/kmod": kmod[:4000]}, needed, lambda path: False, ()) == {}
     zstd = (tree / "libzstd.so.1").resolve().read_bytes()
     files, needed = {"/kmod": kmod, "/libzstd.so.1": zstd}, {"/kmod": ("libzstd.so.1",)}
-    assert stand_in.choose(files, needed, lambda path: False, True) == {}
-    chosen = stand_in.choose(files, needed, lambda path: False, False)
+    assert stand_in.choose(files, needed, lambda path: False, (".xz", ".zst")) == {}
+    chosen = stand_in.choose(files, needed, lambda path: False, ())
     binary = parse(chosen["/libzstd.so.1"])
     assert binary is not None and binary.needed == ()
     # Each for the reason that its real one is needed for after all.
@@ -202,8 +202,8 @@ def test_stand_ins_that_cannot_be(small: Image) -> None:
         files = {name: (small.debian.tree / user).read_bytes()}
         files[f"/{soname}"] = (tree / soname).resolve().read_bytes()
         needed = {name: (soname,)}
-        assert set(stand_in.choose(files, needed, lambda path: False, False)) == {f"/{soname}"}
+        assert set(stand_in.choose(files, needed, lambda path: False, ())) == {f"/{soname}"}
         with_policy, with_xml = lambda path: path == "/etc/selinux/config", {"pyexpat"}
         kept = soname == "libselinux.so.1"
-        assert (stand_in.choose(files, needed, with_policy, False) == {}) is kept
-        assert (stand_in.choose(files, needed, lambda path: False, False, with_xml) == {}) is not kept
+        assert (stand_in.choose(files, needed, with_policy, ()) == {}) is kept
+        assert (stand_in.choose(files, needed, lambda path: False, (), with_xml) == {}) is not kept

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import lzma
 import os
-from errno import EEXIST, ENODEV, ENOENT
+from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -90,6 +92,34 @@ def test_compressed_files_are_left_to_the_kernel(index: ModuleIndex, kernel: Ker
     make(index, kernel).load("ext4")
     flags = {name: flag for name, _, flag in kernel.loaded}
     assert flags["crc16"] == 4 and flags["ext4"] == 0
+
+
+@pytest.mark.parametrize("errno", [EOPNOTSUPP, EINVAL])
+def test_what_the_kernel_cannot_unpack_is_unpacked_for_it(errno: int, index: ModuleIndex) -> None:
+    """Built without CONFIG_MODULE_DECOMPRESS, or older than the flag."""
+    plain, given, refused = bytes(range(256)) * 4096, [], []
+
+    def load(fd: int, options: str, flags: int) -> None:
+        if flags:
+            refused.append(fd)
+            raise OSError(errno, os.strerror(errno))
+        # The kernel takes no file that is open for writing, and reads from the beginning.
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        given.append((os.pread(fd, 1 << 24, 0), options))
+
+    packed = Path(index.directory) / "crc16.ko.xz"
+    packed.write_bytes(lzma.compress(plain, check=lzma.CHECK_CRC32))
+    console = Console(Record("1", "6"))
+    modules = Modules(index, console, parse(b"crc16.a=1").words, (), load, lambda name: False)
+    assert modules.load("crc16") and given == [(plain, "a=1")] and len(refused) == 1
+    for damaged in (packed.read_bytes()[:-40], b"no xz file", b""):
+        packed.write_bytes(damaged)
+        again = Modules(index, console, (), (), load, lambda name: False)
+        assert not again.load("crc16")
+        assert console.record.data["messages"][-1]["text"] == (
+            "warning: module crc16 cannot be loaded: Exec format error"
+        )
+    assert len(given) == 1
 
 
 def test_options_of_the_image_and_of_the_command_line_are_passed(index: ModuleIndex, kernel: Kernel) -> None:

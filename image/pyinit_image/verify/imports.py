@@ -21,7 +21,7 @@ from pyinit.hooks import PACKAGE as HOOKS
 from pyinit.text import printable
 from pyinit_image import archive, cpio, elf, pyscan
 from pyinit_image.errors import BuildError
-from pyinit_image.python import EXCLUDED, EXTRA_ROOTS, MACHINES, PACKAGES
+from pyinit_image.python import EXCLUDED, EXTRA_ROOTS, MACHINES, PACKAGES, UNPACKING
 from pyinit_image.sysroot import Sysroot
 
 from .finding import Finding, some
@@ -195,6 +195,8 @@ def _sources(
         for target, items, line, guarded, _ in pyscan.imports(parsed, package):
             # That pyinit catches what goes wrong in it does not mean that it could do without.
             optional = guarded and target.split(".")[0] != "pyinit"
+            # An image without modules that pyinit unpacks has not what it would take.
+            optional = optional or (name, target) in UNPACKING
             if optional or ("*", target) in EXCLUDED or (name, target) in EXCLUDED:
                 continue
             if target not in present:
