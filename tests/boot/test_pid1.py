@@ -426,7 +426,7 @@ def test_every_size_of_memory_boots_a_generic_image_or_says_why_not(
     booted = any(frame["kind"] == "witness" for frame in vm.frames)
     before = "Kernel panic" in vm.console and all(frame["kind"] != "hello" for frame in vm.frames)
     assert booted or "E-MEM" in vm.console or before
-    assert booted == (size >= 192)
+    assert booted == (size >= 160)
 
 
 @pytest.mark.fault("X1")
