@@ -16,10 +16,10 @@ from pyinit.config.volumes import Volume
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
-from pyinit.kernel.files import names, read_if_there
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.process import Children, find_program
 from pyinit.storage.job import Job
+from pyinit.storage.mappings import on_encrypted
 from pyinit.text import printable
 
 MEMBER = "LVM2_member"
@@ -114,7 +114,7 @@ class Lvm:
         self._seen, self._degraded_at, self._degraded = frozenset(), inf, False
         program = find_program("dmsetup")
         # What others lie on is in use until they are gone.
-        while program and (mappings := _on_encrypted()):
+        while program and (mappings := on_encrypted(b"LVM-")):
             ends = [self._children.start([program, "remove", "--retry", name]) for name in mappings]
             if any(self._children.wait(pid, _CLOSE_TIMEOUT) != 0 for pid in ends):
                 return
@@ -184,23 +184,3 @@ def _settings() -> str:
     missing = [check for check in _CHECKS if not find_program(check)]
     checks = " ".join(f'{check}_executable=""' for check in missing)
     return f'global{{locking_dir="{LOCKS}" {checks}}} backup{{backup=0 archive=0}}'
-
-
-def _on_encrypted() -> list[str]:
-    """The names of logical volumes on encrypted ones that nothing else lies on."""
-    found = []
-    for device in names("/sys/class/block"):
-        path = f"/sys/class/block/{device}"
-        is_volume = read_if_there(f"{path}/dm/uuid").startswith(b"LVM-")
-        if is_volume and not names(f"{path}/holders") and _below(path, b"CRYPT-", 0):
-            found.append(os.fsdecode(read_if_there(f"{path}/dm/name").strip()))
-    return found
-
-
-def _below(path: str, kind: bytes, depth: int) -> bool:
-    # Eight layers of block devices are more than anybody stacks.
-    return depth < 8 and any(
-        read_if_there(f"{path}/slaves/{slave}/dm/uuid").startswith(kind)
-        or _below(f"{path}/slaves/{slave}", kind, depth + 1)
-        for slave in names(f"{path}/slaves")
-    )

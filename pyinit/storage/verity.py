@@ -15,6 +15,7 @@ from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.process import Children, find_program
 from pyinit.storage.job import Job
+from pyinit.storage.mappings import on_encrypted
 from pyinit.text import printable
 
 if TYPE_CHECKING:
@@ -97,7 +98,11 @@ class Verity:
         return ()
 
     def close(self) -> None:
-        """Nothing here takes a secret."""
+        """Close what lies on an encrypted volume, so that this one can be closed."""
+        program = find_program("veritysetup")
+        for name in on_encrypted(b"CRYPT-VERITY-") if program else ():
+            self._children.wait(self._children.start([program, "close", name]), _CLOSE_TIMEOUT)
+            self._devices = ()
 
     def forget(self) -> None:
         """There is no secret."""

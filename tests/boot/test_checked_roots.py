@@ -16,6 +16,7 @@ from pyinit.config.verity import halves
 from pyinit_qemu import Disk, Machine
 from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
 from pyinit_qemu.disks.cache import digest_file
+from pyinit_qemu.disks.declare import gpt, luks
 from pyinit_qemu.disks.filesystems import Squashfs
 from pyinit_qemu.disks.image import ROOT_X86_64, Image, Partition
 from pyinit_qemu.shell import Shell
@@ -162,6 +163,40 @@ def test_a_root_that_was_changed_does_not_boot(start: Start, checked: Checked, t
     assert text.startswith(f"E-VERITY the root is not the one that roothash={checked.roothash} belongs to")
     assert "kernel: device-mapper: verity: " in text and "data block 0 is corrupted" in text
     vm.stop()
+
+
+@pytest.mark.fault("row-7")
+def test_a_checked_root_in_an_encrypted_volume_is_closed_before_a_shell(
+    boot: Callable[..., Machine],
+    storage: DebianRoot,
+    image: Callable[..., Path],
+    checked: Checked,
+    witness_of: Callable[[Machine], Witness],
+) -> None:
+    uuid = "1c0de5ea-0000-4000-8000-0000000000fe"
+    disk = gpt(luks(Bytes(checked.data), uuid=uuid, passphrase="secret"), Bytes(checked.hashes))
+    vm = boot(
+        kernel=storage.kernel,
+        initrd=image(
+            storage,
+            mode="list",
+            modules=("virtio_pci", "virtio_blk", "squashfs"),
+            features=("luks", "verity"),
+            rescue="open",
+        ),
+        disks=(Disk(disk.build()),),
+        append=f"quiet roothash={checked.roothash} systemd.verity_root_data=/dev/mapper/vault "
+        f"systemd.verity_root_hash=/dev/vda2 rd.luks.name={uuid}=vault rd.break=pre-pivot",
+        allow=("banner",),
+    )
+    vm.expect("Passphrase for vault")
+    vm.send_line("secret")
+    shell = Shell.rescue(vm, "pre-pivot")
+    assert shell.check("dmsetup ls") == "No devices found"
+    shell.leave()
+    vm.expect("Passphrase for vault")
+    vm.send_line("secret")
+    assert witness_of(vm).root.device.startswith("dm-")
 
 
 def test_an_image_without_the_program_says_so(

@@ -54,7 +54,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> type[FakeJob]:
         monkeypatch.setattr(module, "Job", FakeJob)
         monkeypatch.setattr(module, "find_program", lambda name: f"/usr/sbin/{name}")
     monkeypatch.setattr(lvm_module.os, "makedirs", lambda *words, **named: None)
-    monkeypatch.setattr(lvm_module, "_on_encrypted", list)
+    monkeypatch.setattr(lvm_module, "on_encrypted", lambda kind: [])
     return FakeJob
 
 
