@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pyinit_qemu import Machine
-from pyinit_qemu.debian import DebianRoot
+from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
 from pyinit_qemu.images import initramfs
 from pyinit_qemu.witness import Witness
 
@@ -38,6 +38,15 @@ def image(bookworm: DebianRoot) -> Callable[..., Path]:
         return initramfs(debian, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def storage() -> DebianRoot:
+    """Debian 12 with the tools for encrypted volumes, logical volumes and arrays."""
+    try:
+        return provision("bookworm", packages=STORAGE)
+    except ArchiveError as error:
+        pytest.skip(f"infrastructure: {error}")
 
 
 @pytest.fixture(scope="session")

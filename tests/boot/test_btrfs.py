@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyinit_qemu import Disk, Machine
-from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.declare import gpt
 from pyinit_qemu.disks.stacks import btrfs_pool
 from pyinit_qemu.shell import Shell
@@ -18,15 +18,6 @@ from pyinit_qemu.witness import Witness
 pytestmark = pytest.mark.boot
 
 Start = Callable[..., Machine]
-
-
-@pytest.fixture(scope="module")
-def storage() -> DebianRoot:
-    """Debian 12 with the disk tools."""
-    try:
-        return provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 from pyinit.config.verity import halves
 from pyinit_qemu import Disk, Machine
-from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.cache import digest_file
 from pyinit_qemu.disks.declare import gpt, luks
 from pyinit_qemu.disks.filesystems import Squashfs
@@ -65,15 +65,6 @@ class Checked:
             )
         )
         return Disk(image.build())
-
-
-@pytest.fixture(scope="module")
-def storage() -> DebianRoot:
-    """Debian 12 with the disk tools."""
-    try:
-        return provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
 
 
 @pytest.fixture(scope="module")

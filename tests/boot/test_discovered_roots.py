@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyinit_qemu import Disk, Machine
-from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.filesystems import Ext4, Tree
 from pyinit_qemu.disks.gpt import ESP
 from pyinit_qemu.disks.image import ROOT_X86_64, Image, Partition
@@ -139,13 +139,10 @@ def test_a_usr_is_found_in_the_same_way(
 
 def test_an_encrypted_root_is_found_and_opened(
     boot: Callable[..., Machine],
+    storage: DebianRoot,
     image: Callable[..., Path],
     witness_of: Callable[[Machine], Witness],
 ) -> None:
-    try:
-        storage = provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
     initrd = image(
         storage,
         mode="list",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyinit_qemu import Disk, Machine
-from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.declare import gpt
 from pyinit_qemu.disks.filesystems import Ext4, Tree
 from pyinit_qemu.disks.stacks import BtrfsPool, luks, lvm, md
@@ -25,15 +25,6 @@ pytestmark = pytest.mark.boot
 ARRAY = "0123abcd:4567ef89:0123abcd:00000026"
 UUID = "1c0de5ea-0000-4000-8000-000000000026"
 PASSPHRASE = "correct horse"
-
-
-@pytest.fixture(scope="module")
-def storage() -> DebianRoot:
-    """Debian 12 with the disk tools."""
-    try:
-        return provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
 
 
 @pytest.fixture(scope="module")

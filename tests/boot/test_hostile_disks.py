@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pyinit_qemu import MIB, Disk, Machine
-from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks import gpt as table
 from pyinit_qemu.disks.cache import digest_file
 from pyinit_qemu.disks.filesystems import Btrfs, Ext2, Ext4, Filesystem, Xfs
@@ -158,15 +158,6 @@ def superblocks() -> list[bytes]:
     for data, start in kinds:
         found += [data, *(damaged(data, start, chance) for _ in range(17))]
     return found
-
-
-@pytest.fixture
-def storage() -> DebianRoot:
-    """Debian 12 with the tools that could assemble what is found on a foreign disk."""
-    try:
-        return provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
 
 
 @pytest.mark.fault("H2", "row-22")

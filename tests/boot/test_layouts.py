@@ -13,7 +13,7 @@ from test_debian import PATIENCE
 
 from pyinit.config.volumes import dump
 from pyinit_qemu import MIB, Disk, Machine
-from pyinit_qemu.debian import LABEL, STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import LABEL, DebianRoot
 from pyinit_qemu.disks.declare import blank, ext4, gpt, swap
 from pyinit_qemu.disks.filesystems import Ext4, Tree
 from pyinit_qemu.disks.stacks import BtrfsPool, Stack, luks, lvm, md
@@ -28,15 +28,6 @@ ARRAY, OTHER = "0123abcd:4567ef89:0123abcd:00000001", "0123abcd:4567ef89:0123abc
 PASSPHRASE = "correct horse"
 CRYPTTAB = f"sda_crypt UUID={UUID} none luks,discard\n"
 SWAP_SIZE = 32 * MIB
-
-
-@pytest.fixture(scope="module")
-def storage() -> DebianRoot:
-    """Debian 12 with the disk tools."""
-    try:
-        return provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 from pyinit_image.access import make_hash
 from pyinit_qemu import Disk, Machine
 from pyinit_qemu.deb import files
-from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.declare import ext4, gpt, luks
 from pyinit_qemu.disks.filesystems import Ext4
 from pyinit_qemu.disks.stacks import Luks
@@ -40,15 +40,6 @@ PATIENCE = (
 PARTITION, HEADERS = 1 << 20, 8 << 20
 
 Start = Callable[..., Machine]
-
-
-@pytest.fixture(scope="session")
-def storage() -> DebianRoot:
-    """Debian 12 with cryptsetup."""
-    try:
-        return provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
 
 
 @pytest.fixture(scope="session")

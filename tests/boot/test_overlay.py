@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyinit_qemu import MIB, Disk, Machine
-from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.declare import gpt
 from pyinit_qemu.disks.filesystems import Ext4, Squashfs, Tree
 from pyinit_qemu.disks.image import Image, Partition
@@ -143,15 +143,6 @@ def test_an_image_that_cannot_lay_anything_over_the_root_says_so(
     shell.check("pyinit set rd.overlay=off")
     shell.leave()
     assert witness_of(vm).root.type == "ext4"
-
-
-@pytest.fixture(scope="module")
-def storage() -> DebianRoot:
-    """Debian 12 with the disk tools."""
-    try:
-        return provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from pyinit_image.sysroot import Sysroot
 from pyinit_qemu import MIB, Disk, Machine, smallroot
-from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.cache import digest_file
 from pyinit_qemu.disks.declare import gpt, swap
 from pyinit_qemu.disks.filesystems import Ext4, Tree
@@ -66,15 +66,6 @@ Start = Callable[..., Machine]
 
 def digest_of(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def storage() -> DebianRoot:
-    """Debian 12 with the disk tools."""
-    try:
-        return provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyinit_qemu import Disk, Machine
-from pyinit_qemu.debian import STORAGE, ArchiveError, DebianRoot, provision
+from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.declare import gpt
 from pyinit_qemu.disks.filesystems import Ext4
 from pyinit_qemu.disks.stacks import Stack, Volume, luks, lvm, md
@@ -25,15 +25,6 @@ ARRAY = "0123abcd:4567ef89:0123abcd:4567ef89"
 PARTITION = 1 << 20
 FIELDS = ((0, 4), (200, 8), (220, 4))
 Start = Callable[..., Machine]
-
-
-@pytest.fixture(scope="module")
-def storage() -> DebianRoot:
-    """Debian 12 with the disk tools."""
-    try:
-        return provision("bookworm", packages=STORAGE)
-    except ArchiveError as error:
-        pytest.skip(f"infrastructure: {error}")
 
 
 @pytest.fixture(scope="module")
