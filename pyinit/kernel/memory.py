@@ -58,7 +58,7 @@ def too_small(cause: str, *, tried: tuple[str, ...] = (), advice: tuple[str, ...
         found=figures(),
         advice=(
             *advice,
-            "Give the machine more memory; an image with all drivers boots with 192 MiB.",
+            "Give the machine more memory; an image with all drivers boots with 160 MiB.",
             "A smaller image needs less: pyinit-image build --mode host, or --mode list.",
         ),
     )

@@ -257,7 +257,7 @@ HELP: dict[str, Help] = {
             "`hugepages=` or `crashkernel=` take what would be needed.",
         ),
         (
-            "More memory: an image with all drivers boots with 192 MiB.",
+            "More memory: an image with all drivers boots with 160 MiB.",
             "A smaller image: `pyinit-image build --mode host`, or `--mode list`.",
             "`root=` on the boot loader's command line: the kernel then uses a ramfs, which has no limit.",
         ),

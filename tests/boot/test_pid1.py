@@ -384,7 +384,7 @@ def test_when_memory_is_gone_that_is_said_with_figures(
         )
 
     # So little that it is seen beforehand.
-    leave(7)
+    leave(10)
     shell.leave()
     shell = Shell.rescue(vm, "cmdline")
     expect_screen(vm, "E-MEM")
