@@ -23,7 +23,7 @@ from pyinit.kernel import memory, mountinfo
 from pyinit.kernel.console import LOG_PATH
 from pyinit.kernel.ending import end_machine
 from pyinit.kernel.files import is_mounted, link_if_possible, read_if_there, write_if_possible
-from pyinit.kernel.filesystems import mount_api_filesystems
+from pyinit.kernel.filesystems import mount_api_filesystems, read_only_data
 from pyinit.kernel.leftovers import end_leftovers
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.syscalls import MNT_DETACH, MS, REBOOT_CAD_OFF, REBOOT_CAD_ON, mount, reboot
@@ -208,6 +208,7 @@ class Boot(Context):
 
     def mount(self) -> None:
         """The root file system is mounted, unless a person did so in the shell, and what belongs to it."""
+        self.touched = True
         if not is_mounted(SYSROOT):
             self._mount_root()
         fstab = parse_fstab(self.patience.call(f"reading {SYSROOT}", belongs.read_fstab, SYSROOT))
@@ -527,16 +528,18 @@ class Boot(Context):
         assert self.waiter is not None
         resume = Resume(*asked, self.console, self.patience)
         self.resume_device = resume.find(self.waiter.wait, self.config.timeout)
-        self.resume_tried = asked
 
         def come_to_rest() -> None:
             # The kernel cannot stop a thread that waits for a device in finit_module(2), and would give up.
             self.drivers.finish()
+            self.patience.finish()
             if self.watchdog:
                 self.watchdog.feed()
 
         if self.resume_device is not None:
-            resume.go(self.resume_device, come_to_rest)
+            resume.go(self.resume_device, come_to_rest, touched=self.touched)
+        # Not before: what has failed is tried again, and is not forgotten.
+        self.resume_tried = asked
 
     def _warn_of_hibernated(self) -> None:
         from pyinit.root.resume import warn_of_others
@@ -581,7 +584,7 @@ class Boot(Context):
         spec = root_mount(self.root.path, found, config.rootflags, verdict.writable and writable)
         spec = spec._replace(target=target)
         if not verdict.writable:
-            spec = spec.adding(fsck.read_only_data(found))
+            spec = spec.adding(read_only_data(found))
         mount_filesystem(spec, config.rootfstype, self.modules, self.console, self.patience)
 
     def _mount_layers(self, image: ImageFile | None, overlay: Overlay | None) -> None:
@@ -632,7 +635,7 @@ class Boot(Context):
             spec = root_mount(node, found, image.flags, writable and checked.writable)
             spec = spec._replace(target=target)
             if not checked.writable:
-                spec = spec.adding(fsck.read_only_data(found))
+                spec = spec.adding(read_only_data(found))
             what = f"the root file system in {printable(image.path)}"
             mount_filesystem(spec, (), self.modules, self.console, self.patience, what)
 
@@ -682,7 +685,7 @@ class Boot(Context):
             flags |= MS.RDONLY
         spec = MountSpec(source, place, found, flags, data)
         if not writable:
-            spec = spec.adding(fsck.read_only_data(found))
+            spec = spec.adding(read_only_data(found))
         named = () if one.fstype in ("auto", "", found) else (one.fstype,)
         mount_filesystem(spec, named, self.modules, self.console, self.patience, printable(one.target))
 

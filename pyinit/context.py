@@ -66,6 +66,8 @@ class Context:
         self.mounted_here = False
         """Whether what is mounted as the root was mounted by PID 1, and not by a person."""
         self.init: InitChoice | None = None
+        self.touched = False
+        """Whether file systems may have been checked or mounted: then no system may be resumed any more."""
         self.degraded = False
         """Whether a root on several devices may be used though some are missing."""
         self.closed = False
@@ -127,7 +129,7 @@ class Context:
     def close_volumes(self) -> None:
         """Close what was opened with a secret, and forget the secrets: a person is about to get a shell.
 
-        What one stack closes lies on what the next one closes, so the last one comes first.
+        What has secrets comes last: other stacks lie on it, or it on them, and then they stay.
         """
         from pyinit.root.mount import SYSROOT, unmount_root
 
@@ -136,7 +138,10 @@ class Context:
             self.closed = self.closed or is_mounted(SYSROOT)
             unmount_root()
             self.root, self.mounted_here = None, False
-        for assembler in reversed(self.assemblers):
+        secret = [assembler for assembler in self.assemblers if assembler.opened()]
+        others = [assembler for assembler in reversed(self.assemblers) if assembler not in secret]
+        # Twice: logical volumes lie on arrays, or arrays on them.
+        for assembler in (*others, *others, *secret):
             assembler.close()
 
 

@@ -17,6 +17,7 @@ CODES: dict[str, str] = {
     "E-LUKS-CIPHER": "the header of an encrypted volume says that it is not encrypted",
     "E-OOM-KDF": "there is not enough memory to derive the key of an encrypted volume",
     "E-VERITY": "the root that is to be checked against a hash cannot be opened, or is another one",
+    "E-RESUME": "a hibernated system cannot be resumed any more without destroying what was changed since",
     "E-MOUNT": "a file system cannot be mounted",
     "E-IO": "the root file system was mounted, and now its device does not answer",
     "E-USR": "/usr, which is a file system of its own, cannot be mounted",

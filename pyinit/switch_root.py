@@ -230,6 +230,7 @@ def check_guards(root: str, mounts: Iterable[Mount]) -> None:
     bear the marks of this one, and not be the file system that is meant to stay.
     """
     objections = []
+    failure: OSError | None = None
     if os.getpid() != 1:
         objections.append(f"this process is {os.getpid()} and not 1, so it cannot become init")
     try:
@@ -245,13 +246,14 @@ def check_guards(root: str, mounts: Iterable[Mount]) -> None:
             objections.append(f"{root} is part of the file system of /")
     except OSError as error:
         objections.append(f"{error.filename} cannot be examined: {error.strerror}")
+        failure = error
     if objections:
         raise BootError(
             "E-SWITCH",
             f"it is not safe to switch to {root}",
             found=tuple(objections),
             advice=(f"Mount the root file system on {root} and leave the rescue shell to try again.",),
-        )
+        ) from failure
 
 
 def survey_targets(root: str, mounts: Iterable[Mount]) -> dict[str, str]:
@@ -263,6 +265,7 @@ def survey_targets(root: str, mounts: Iterable[Mount]) -> dict[str, str]:
     mounts = tuple(mounts)
     states: dict[str, str] = {}
     wrong: list[str] = []
+    failure: OSError | None = None
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         writable = not os.fstatvfs(top).f_flag & os.ST_RDONLY
@@ -282,6 +285,7 @@ def survey_targets(root: str, mounts: Iterable[Mount]) -> dict[str, str]:
                 states[name] = "mounted" if here is not None else "ready"
     except OSError as error:
         wrong.append(f"{root} cannot be examined: {error.strerror}")
+        failure = error
     finally:
         os.close(top)
     if wrong:
@@ -290,7 +294,7 @@ def survey_targets(root: str, mounts: Iterable[Mount]) -> dict[str, str]:
             "/dev, /proc, /sys and /run of the new root must be directories",
             found=tuple(wrong),
             advice=(f"Replace them by empty directories: mount -o remount,rw {root}, rm, mkdir.",),
-        )
+        ) from failure
     return states
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from pyinit.devices.view import DeviceView
 
@@ -62,24 +62,28 @@ def of_type(known: Iterable[DeviceView], kind: str) -> list[DeviceView]:
     return sorted(found, key=lambda view: (disk_of(view), _number(view), view.number))
 
 
-def find(known: Iterable[DeviceView], kind: str, disk: str) -> list[DeviceView]:
-    """The partitions that may be meant: on the disk that was booted from the first one, else every one.
+def find(known: Iterable[DeviceView], kind: str, disks: Collection[str]) -> list[DeviceView]:
+    """The partitions that may be meant: on a disk that was booted from the first one, else every one.
 
-    ``disk`` is the device number of that disk, as :func:`disk_of` has it; empty: not known.
+    ``disks`` are the device numbers, as :func:`disk_of` has them, of that disk and of copies of it; none: it
+    is not known.
     """
     found = [view for view in of_type(known, kind) if not attributes(view) & NO_AUTO]
-    return [view for view in found if disk_of(view) == disk][:1] if disk else found
+    if not disks:
+        return found
+    first = {disk_of(view): view for view in reversed(found)}
+    return [first[disk] for disk in sorted(disks) if disk in first]
 
 
-def disk_with(known: Iterable[DeviceView], partition: str) -> str:
-    """The disk that the partition with this UUID is on; empty when it is not there."""
-    return next(
-        (
+def disks_with(known: Iterable[DeviceView], partition: str) -> list[str]:
+    """The disks that have a partition with this UUID; more than one when one is a copy."""
+    return sorted(
+        {
             disk_of(view)
             for view in known
             if view.initialized and view.properties.get("ID_PART_ENTRY_UUID", "").lower() == partition
-        ),
-        "",
+        }
+        - {""}
     )
 
 

@@ -71,3 +71,8 @@ def mount_api_filesystems(warn: Callable[[str], None]) -> None:
             pass
     for directory in ("/run/pyinit", "/run/initramfs", "/run/udev"):
         os.makedirs(directory, 0o755, exist_ok=True)
+
+
+def read_only_data(fstype: str) -> str:
+    """The option without which mounting read-only would still write: the log would be replayed."""
+    return {"ext3": "noload", "ext4": "noload", "xfs": "norecovery"}.get(fstype, "")

@@ -161,6 +161,16 @@ HELP: dict[str, Help] = {
             "Build the image with `--feature verity`.",
         ),
     ),
+    "E-RESUME": Help(
+        (
+            "A file system was mounted before the system was resumed, in the rescue shell or by a boot hook.",
+            "`resume=` was set when the root had been mounted already.",
+        ),
+        (
+            "`pyinit set noresume` gives the hibernated system up: what it had not saved is lost.",
+            "`mkswap` of that device, in the real system, takes the mark away.",
+        ),
+    ),
     "E-MOUNT": Help(
         (
             "The file system is damaged: the kernel's words tell where.",

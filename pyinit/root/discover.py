@@ -13,7 +13,7 @@ from pyinit.config.discoverable import (
     USR,
     attributes,
     disk_of,
-    disk_with,
+    disks_with,
     find,
     of_type,
     parse_loader_variable,
@@ -48,10 +48,10 @@ class Discovery:
 
     def root(self, known: Collection[DeviceView]) -> list[DeviceView]:
         """The partitions that may be the root; more than one: it cannot be told which."""
-        disk = disk_with(known, self.booted) if self.booted else ""
-        if not self._root or (self.booted and not disk):
+        disks = disks_with(known, self.booted) if self.booted else []
+        if not self._root or (self.booted and not disks):
             return []
-        return find(known, self._root, disk)
+        return find(known, self._root, disks)
 
     def choose(self, root: DeviceView) -> None:
         """Remember what this partition says of the root."""
@@ -60,7 +60,7 @@ class Discovery:
 
     def usr(self, known: Collection[DeviceView], top: str) -> list[Wanted]:
         """The /usr on the root's disk, when the root, mounted on ``top``, has none of its own."""
-        found = find(known, self._usr, self._disk) if self._usr and not names(f"{top}/usr") else []
+        found = find(known, self._usr, [self._disk]) if self._usr and not names(f"{top}/usr") else []
         return [
             Wanted(
                 "/usr",
@@ -76,7 +76,7 @@ class Discovery:
 
     def reason(self, known: Collection[DeviceView]) -> str:
         """Why this partition is the root."""
-        others = len(find(known, self._root, "")) - 1
+        others = len(find(known, self._root, ())) - 1
         if not self.booted:
             return "the only partition with the GPT type of a root"
         which = "the first" if others else "the"
@@ -97,15 +97,15 @@ class Discovery:
 
     def remarks(self, known: Collection[DeviceView]) -> list[str]:
         """Why partitions of the type, and others, are not the root."""
-        disk = disk_with(known, self.booted) if self.booted else ""
+        disks = disks_with(known, self.booted) if self.booted else []
         lines = []
-        if self.booted and not disk:
+        if self.booted and not disks:
             lines.append(f"the partition that was booted from, PARTUUID={self.booted}, is not there")
         for view in of_type(known, self._root):
             name = printable(view.node)
             if attributes(view) & NO_AUTO:
                 lines.append(f"{name} has the type of a root, and is marked as not to be used by itself")
-            elif disk and disk_of(view) != disk:
+            elif disks and disk_of(view) not in disks:
                 lines.append(f"{name} has the type of a root, and is on another disk than was booted from")
         return lines
 

@@ -194,11 +194,6 @@ def find_program(fstype: str) -> str:
     return next((place for place in places if os.access(place, os.X_OK)), "")
 
 
-def read_only_data(fstype: str) -> str:
-    """The option without which mounting read-only would still write: the log would be replayed."""
-    return {"ext3": "noload", "ext4": "noload", "xfs": "norecovery"}.get(fstype, "")
-
-
 def remember(name: str) -> None:
     """Leave a note for systemd, which then does not check again (systemd-fsck-root.service)."""
     write_if_possible(f"/run/initramfs/fsck-{name.strip('/') or 'root'}", b"")

@@ -97,7 +97,9 @@ class Resume:
         try:
             return wait(Want("resume", devspec.describe(spec), look, timeout))
         except BootError as error:
-            if error.code not in ("E-DEV", "E-AMBIG"):
+            asleep = any(view.properties.get("ID_FS_TYPE") == FSTYPE for view in devspec.resolve(spec, seen))
+            # Which of two is the one that sleeps is not for us to guess, and going on would be its end.
+            if error.code != "E-DEV" and (error.code != "E-AMBIG" or asleep):
                 raise
             self._console.warning(
                 f"{error.cause}: a hibernated system would not be resumed; the boot goes on"
@@ -108,10 +110,12 @@ class Resume:
                 self._console.warning(line)
             return None
 
-    def go(self, device: DeviceView, before: Callable[[], None]) -> None:
+    def go(self, device: DeviceView, before: Callable[[], None], *, touched: bool = False) -> None:
         """Resume what is hibernated on ``device``, and return only if there is nothing, or it failed.
 
-        ``before`` is called when everything else must have come to rest. A failure is a warning.
+        ``before`` is called when everything else must have come to rest. ``touched``: whether a file system
+        of this machine was checked or mounted in this boot. A refusal of the kernel is a warning;
+        :class:`BootError` ``E-RESUME`` when resuming would destroy what was changed since.
         """
         node = printable(device.node)
         try:
@@ -137,13 +141,9 @@ class Resume:
                 f"{what} was written by {memory.writer}, not by the kernel, and cannot be resumed from here"
             )
             return
-        if mounted := mounted_disks(mountinfo.read()):
-            # Even what is mounted read-only may have replayed its log.
-            self._console.warning(
-                f"{what} is not resumed: {', '.join(mounted)} is mounted, and what was changed there would "
-                "be destroyed; reboot to resume it"
-            )
-            return
+        # Even what is mounted read-only may have replayed its log.
+        if changed := mounted_disks(mountinfo.read()) or (["the root"] if touched else []):
+            raise _too_late(what, node, ", ".join(changed))
         before()
         self._console.notice(f"resuming {what}")
         failure = self._write(device)
@@ -198,6 +198,19 @@ class Resume:
         except OSError as error:
             self._console.warning(f"{node} keeps the mark of a hibernated system: {error.strerror}")
             self._console.warning("never resume it: what is mounted now would be destroyed; use mkswap")
+
+
+def _too_late(what: str, node: str, changed: str) -> BootError:
+    return BootError(
+        "E-RESUME",
+        f"{what} cannot be resumed any more: {changed} was mounted in this boot",
+        tried=("resuming, which would destroy what was changed there since",),
+        found=(f"the mark of a hibernated system on {node}",),
+        advice=(
+            "To give it up and boot: pyinit set noresume, then leave the shell.",
+            f"In the real system then: mkswap {node}, so that nobody resumes it later.",
+        ),
+    )
 
 
 def warn_of_others(known: Iterable[DeviceView], asked: str, off: bool, console: Console) -> None:

@@ -30,6 +30,7 @@ from pyinit.kernel.files import read_if_there
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.patience import Patience
 from pyinit.storage import SEALED_BCACHE, asked_paths, read_sealed
+from pyinit.storage.mappings import devices_on_encrypted
 from pyinit.text import printable
 
 if TYPE_CHECKING:
@@ -117,7 +118,12 @@ class Bcache:
         return ()
 
     def close(self) -> None:
-        """What is there stays: it is below what has secrets."""
+        """Stop what lies on encrypted volumes, so that these can be closed; others stay."""
+        for name in devices_on_encrypted(lambda path: os.path.exists(f"{path}/bcache/stop")):
+            try:
+                self._patience.call(f"stopping {name}", _write, f"/sys/class/block/{name}/bcache/stop", "1")
+            except OSError as error:
+                self._console.warning(f"{name} stays: {error.strerror}")
 
     def forget(self) -> None:
         """There is no secret."""

@@ -32,6 +32,10 @@ class Job:
         """How it ended, None while it runs."""
         return self._children.status(self._pid)
 
+    def wait(self, timeout: float) -> int | None:
+        """How it ended, waiting at most so many seconds."""
+        return self._children.wait(self._pid, timeout)
+
     def close(self) -> list[str]:
         """The printable lines that it said, after its end."""
         with open(self._output, "rb", closefd=True) as file:
@@ -47,3 +51,13 @@ class Job:
                 pass
             self._children.wait(self._pid, _KILL_TIMEOUT)
         self.close()
+
+
+def run(children: Children, argv: Sequence[str], timeout: float) -> tuple[int | None, list[str]]:
+    """Run a program; how it ended, None after ``timeout`` seconds, and its printable lines. OSError."""
+    job = Job(children, argv)
+    status = job.wait(timeout)
+    if status is None:
+        job.kill()
+        return None, []
+    return status, job.close()

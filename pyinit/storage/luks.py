@@ -26,6 +26,7 @@ from pyinit.devices.waiting import describe
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.files import names, read_if_there
+from pyinit.kernel.filesystems import read_only_data
 from pyinit.kernel.keyboard import Keyboard
 from pyinit.kernel.line import wipe
 from pyinit.kernel.modules import Modules
@@ -578,6 +579,7 @@ class Luks:
                 place,
                 kind,
                 MS.RDONLY | MS.NOSUID | MS.NODEV | MS.NOEXEC,
+                read_only_data(kind),
             )
         except OSError as error:
             self._console.warning(f"{printable(view.node)} with the key cannot be mounted: {error.strerror}")

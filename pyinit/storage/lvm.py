@@ -18,7 +18,7 @@ from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.process import Children, find_program
-from pyinit.storage.job import Job
+from pyinit.storage.job import Job, run
 from pyinit.storage.mappings import on_encrypted
 from pyinit.text import printable
 
@@ -114,10 +114,12 @@ class Lvm:
         self._seen, self._degraded_at, self._degraded = frozenset(), inf, False
         program = find_program("dmsetup")
         # What others lie on is in use until they are gone.
-        while program and (mappings := on_encrypted(b"LVM-")):
-            ends = [self._children.start([program, "remove", "--retry", name]) for name in mappings]
-            if any(self._children.wait(pid, _CLOSE_TIMEOUT) != 0 for pid in ends):
-                return
+        while program and (mappings := on_encrypted("LVM-")):
+            for name in mappings:
+                status, said = run(self._children, [program, "remove", "--retry", name], _CLOSE_TIMEOUT)
+                if status != 0:
+                    self._console.warning(f"{printable(name)} stays active: {'; '.join(said)}")
+                    return
 
     def forget(self) -> None:
         """There is no secret."""

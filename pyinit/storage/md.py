@@ -7,6 +7,7 @@ forced.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from math import inf
 from time import monotonic
@@ -17,7 +18,8 @@ from pyinit.errors import BootError
 from pyinit.kernel.console import Console
 from pyinit.kernel.files import read_if_there
 from pyinit.kernel.process import Children, find_program
-from pyinit.storage.job import Job
+from pyinit.storage.job import Job, run
+from pyinit.storage.mappings import devices_on_encrypted
 from pyinit.text import printable
 
 MEMBER = "linux_raid_member"
@@ -25,6 +27,7 @@ MEMBER = "linux_raid_member"
 #: (mdadm-last-resort@.timer).
 DEGRADED_AFTER = 30.0
 _SHOWN = 4
+_CLOSE_TIMEOUT = 10.0
 
 
 class _Array:
@@ -122,7 +125,14 @@ class Md:
         return ()
 
     def close(self) -> None:
-        """Arrays stay assembled: they are below what has secrets."""
+        """Stop what lies on encrypted volumes, so that these can be closed; others stay assembled."""
+        program = find_program("mdadm")
+        for name in devices_on_encrypted(lambda path: os.path.isdir(f"{path}/md")) if program else ():
+            status, said = run(self._children, [program, "--stop", f"/dev/{name}"], _CLOSE_TIMEOUT)
+            if status != 0:
+                self._console.warning(f"array {printable(name)} stays: {'; '.join(said)}")
+            self._found.clear()
+            self._queue.clear()
 
     def forget(self) -> None:
         """There is no secret."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from math import inf
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ from pyinit.config.verity import DEVICE, NAME, VerityWords, halves, normal_hash
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import describe
 from pyinit.errors import BootError
+from pyinit.kernel.console import Console
 from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import Modules
 from pyinit.kernel.process import Children, find_program
-from pyinit.storage.job import Job
+from pyinit.storage.job import Job, run
 from pyinit.storage.mappings import on_encrypted
 from pyinit.text import printable
 
@@ -32,7 +34,7 @@ class Verity:
 
     name = "verity"
 
-    def __init__(self, words: VerityWords, children: Children, modules: Modules) -> None:
+    def __init__(self, words: VerityWords, children: Children, modules: Modules, console: Console) -> None:
         """``E-CMDLINE`` when the words make no sense: a root that was to be checked is not used unchecked."""
         self._hash = normal_hash(words.roothash)
         if not self._hash:
@@ -49,6 +51,7 @@ class Verity:
         self._options = words.options
         self._children = children
         self._modules = modules
+        self._console = console
         self._job: Job | None = None
         self._devices: tuple[DeviceView, ...] = ()
         self._lacks: tuple[str, ...] = ()
@@ -60,9 +63,13 @@ class Verity:
             if status is not None:
                 self._ended(status)
             return
-        if self._devices or any(view.properties.get("DM_NAME") == NAME for view in known):
+        if self._devices:
             self._lacks = ()
             return
+        for view in known:
+            # What somebody else has opened under this name was not checked against this hash.
+            if view.properties.get("DM_NAME") == NAME and os.path.exists(view.sys_path):
+                self._take_away(view)
         found = []
         lacks = []
         for spec, what in zip(self._specs, ("the data of the root", "the hashes of the root"), strict=True):
@@ -100,12 +107,34 @@ class Verity:
     def close(self) -> None:
         """Close what lies on an encrypted volume, so that this one can be closed."""
         program = find_program("veritysetup")
-        for name in on_encrypted(b"CRYPT-VERITY-") if program else ():
-            self._children.wait(self._children.start([program, "close", name]), _CLOSE_TIMEOUT)
+        for name in on_encrypted("CRYPT-VERITY-") if program else ():
+            status, said = run(self._children, [program, "close", name], _CLOSE_TIMEOUT)
+            if status != 0:
+                self._console.warning(f"{printable(name)} stays open: {'; '.join(said)}")
             self._devices = ()
 
     def forget(self) -> None:
         """There is no secret."""
+
+    def _take_away(self, view: DeviceView) -> None:
+        """Close a mapping that has the name of the root, if it is one of this kind; else ``E-VERITY``."""
+        program = find_program("veritysetup")
+        if view.properties.get("DM_UUID", "").startswith("CRYPT-VERITY-") and program:
+            status, said = run(self._children, [program, "close", NAME], _CLOSE_TIMEOUT)
+            if status == 0:
+                return
+        else:
+            said = [f"its UUID is {printable(view.properties.get('DM_UUID', '')) or 'not known'}"]
+        raise BootError(
+            "E-VERITY",
+            f"{DEVICE} is there already, and was not checked against roothash={self._hash}",
+            tried=("only a root that is opened with this hash is used",),
+            found=(describe(view), *said[-_SHOWN:]),
+            advice=(
+                f"Close it, and give it another name: {NAME} is that of the checked root.",
+                _UNCHECKED,
+            ),
+        )
 
     def _start(self, devices: tuple[DeviceView, ...]) -> None:
         program = find_program("veritysetup")
@@ -139,7 +168,8 @@ class Verity:
         nodes = [printable(view.node) for view in devices]
         if status == 0:
             # Of a root that is not what it should be nothing is read.
-            self._children.wait(self._children.start([job.argv[0], "close", NAME]), _CLOSE_TIMEOUT)
+            ended, more = run(self._children, [job.argv[0], "close", NAME], _CLOSE_TIMEOUT)
+            said += more if ended != 0 else []
         raise BootError(
             "E-VERITY",
             f"the root is not the one that roothash={self._hash} belongs to"
@@ -148,7 +178,7 @@ class Verity:
             tried=(printable(" ".join(job.argv)),),
             found=(
                 *(f"veritysetup: {line}" for line in said[-_SHOWN:]),
-                *[f"kernel: {line}" for line in kernel_messages(500) if "verity" in line][:_SHOWN],
+                *list(dict.fromkeys(f"kernel: {m}" for m in kernel_messages(500) if "verity" in m))[-_SHOWN:],
                 *map(describe, devices),
             ),
             advice=(
@@ -188,4 +218,4 @@ def make(context: Context) -> Verity:
                 _UNCHECKED,
             ),
         )
-    return Verity(words, context.children, context.modules)
+    return Verity(words, context.children, context.modules, context.console)

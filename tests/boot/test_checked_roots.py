@@ -17,7 +17,7 @@ from pyinit_qemu import Disk, Machine
 from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.cache import digest_file
 from pyinit_qemu.disks.declare import gpt, luks
-from pyinit_qemu.disks.filesystems import Squashfs
+from pyinit_qemu.disks.filesystems import Ext4, Squashfs
 from pyinit_qemu.disks.image import ROOT_X86_64, Image, Partition
 from pyinit_qemu.shell import Shell
 from pyinit_qemu.smallroot import small_root
@@ -188,6 +188,32 @@ def test_a_checked_root_in_an_encrypted_volume_is_closed_before_a_shell(
     vm.expect("Passphrase for vault")
     vm.send_line("secret")
     assert witness_of(vm).root.device.startswith("dm-")
+
+
+def test_a_mapping_that_only_has_the_name_of_the_root_is_not_taken_for_it(
+    boot: Callable[..., Machine], storage: DebianRoot, image: Callable[..., Path], checked: Checked
+) -> None:
+    uuid = "1c0de5ea-0000-4000-8000-0000000000fd"
+    disk = gpt(luks(Ext4(small_root(storage), label="small-root"), uuid=uuid, passphrase="secret")).build()
+    vm = boot(
+        kernel=storage.kernel,
+        initrd=image(
+            storage,
+            mode="list",
+            modules=("virtio_pci", "virtio_blk", "squashfs"),
+            features=("luks", "verity"),
+            rescue="open",
+        ),
+        disks=(Disk(disk),),
+        append=f"quiet roothash={checked.roothash} rd.luks.name={uuid}=root rd.timeout=20",
+        allow=("banner",),
+    )
+    vm.expect("Passphrase for root")
+    vm.send_line("secret")
+    text = Shell.rescue(vm, "initqueue").check("pyinit explain")
+    assert text.startswith("E-VERITY /dev/mapper/root is there already, and was not checked against"), text
+    assert "its UUID is CRYPT-LUKS2-" in text
+    vm.stop()
 
 
 def test_an_image_without_the_program_says_so(

@@ -249,16 +249,35 @@ def test_what_nobody_resumes_is_told_and_left(words: str, start: Start, asleep: 
     assert mark(asleep, 2) == b"S1SUSPEND\0"
 
 
-def test_nothing_is_resumed_once_something_is_mounted(start: Start, asleep: Path) -> None:
+def test_nothing_is_resumed_once_something_is_mounted(
+    start: Start,
+    asleep: Path,
+    expect_screen: Callable[[Machine, str], None],
+) -> None:
     vm = start("resume=/dev/vda2 rd.break=initqueue", asleep, allow=("banner",))
     shell = Shell.rescue(vm, "initqueue")
     shell.check("mkdir /tmp/x; mount -t ext4 /dev/vda1 /tmp/x")
     shell.leave()
-    said = refused(vm)
+    shell = Shell.rescue(vm, "initqueue")
+    expect_screen(vm, "E-RESUME")
+    assert mark(asleep, 2) == b"S1SUSPEND\0"
+    shell.check("umount /tmp/x; pyinit set noresume")
+    shell.leave()
+    assert "is not resumed: the kernel command line says so" in refused(vm)
+
+
+def test_nothing_is_resumed_once_the_root_was_mounted(start: Start, asleep: Path) -> None:
+    """Not even when it is not mounted any more: its log was replayed."""
+    vm = start("rw rd.break=pre-pivot", asleep, allow=("banner",))
+    shell = Shell.rescue(vm, "pre-pivot")
+    shell.check("pyinit set resume=/dev/vda2")
+    shell.leave()
+    shell = Shell.rescue(vm, "initqueue")
     assert (
-        "the system that is hibernated on /dev/vda2 is not resumed: /dev/vda1 is mounted, and what was "
-        "changed there would be destroyed" in said
+        "E-RESUME the system that is hibernated on /dev/vda2 cannot be resumed any more: the root was mounted"
+        in shell.check("pyinit explain")
     )
+    vm.stop()
 
 
 def test_without_the_device_the_boot_goes_on_and_says_so(

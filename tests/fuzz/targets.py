@@ -131,7 +131,7 @@ HOSTILE_NAMES = (
     discoverable.parse_loader_variable,
     discoverable.of_type,
     discoverable.find,
-    discoverable.disk_with,
+    discoverable.disks_with,
     discoverable.attributes,
     seeds=(
         b"\6\0\0\0" + "5C0FFEE5-0000-4000-8000-00000000F00D\0".encode("utf-16-le"),
@@ -202,7 +202,7 @@ def boot_options(data: bytes) -> None:
     mount.parse_options(config.rootflags)
     if config.verity:
         try:
-            verity.Verity(config.verity, None, None)  # type: ignore[arg-type]
+            verity.Verity(config.verity, None, None, None)  # type: ignore[arg-type]
         except BootError as error:
             refused(error)
     modules._command_line_options(cmdline.parse(data).words)

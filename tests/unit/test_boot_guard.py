@@ -137,7 +137,7 @@ class Volume:
         raise AssertionError
 
     def opened(self) -> tuple[str, ...]:
-        return ()
+        return ("volume",)
 
     def close(self) -> None:
         self.events.append("closed")

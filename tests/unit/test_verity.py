@@ -46,7 +46,7 @@ def test_any_text_is_a_hash_or_refused(text: str) -> None:
     assert found in ("", text.lower())
     if not found:
         with pytest.raises(BootError) as caught:
-            Verity(VerityWords(text), cast(Any, None), cast(Any, None))
+            Verity(VerityWords(text), cast(Any, None), cast(Any, None), cast(Any, None))
         assert caught.value.code == "E-CMDLINE"
         assert caught.value.cause.isprintable() and caught.value.cause.isascii()
 
@@ -69,14 +69,14 @@ def view(name: str, uuid: str) -> DeviceView:
 
 def test_what_is_missing_is_told() -> None:
     data, hashes = halves(HASH)
-    verity = Verity(VerityWords(HASH), cast(Any, None), cast(Any, None))
+    verity = Verity(VerityWords(HASH), cast(Any, None), cast(Any, None), cast(Any, None))
     verity.react([view("sda1", data)])
     assert verity.waits_for() == (f"no device with the hashes of the root, PARTUUID={hashes}",)
 
 
 def test_a_copy_is_not_guessed_about() -> None:
     data, _ = halves(HASH)
-    verity = Verity(VerityWords(HASH), cast(Any, None), cast(Any, None))
+    verity = Verity(VerityWords(HASH), cast(Any, None), cast(Any, None), cast(Any, None))
     with pytest.raises(BootError) as caught:
         verity.react([view("sda1", data), view("sdb1", data)])
     assert caught.value.code == "E-AMBIG"
