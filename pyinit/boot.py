@@ -544,7 +544,7 @@ class Boot(Context):
     def _warn_of_hibernated(self) -> None:
         from pyinit.root.resume import warn_of_others
 
-        tried = self.resume_device.sys_path if self.resume_device else ""
+        tried = self.resume_device.sys_path if self.resume_device and self.resume_tried else ""
         others = [view for view in self.known() if view.sys_path != tried]
         warn_of_others(others, self.config.resume, self.config.noresume, self.console)
 

@@ -62,7 +62,8 @@ def describe_work(
         if child["pid"] not in daemons
     ]
     for process in processes:
-        busy = _STATES.get(process.state)
+        # One that runs while there is nothing to do is about to end.
+        busy = _STATES.get(process.state) if queued or process.state != "R" else None
         if process.pid in daemons and process.state == "T":
             lines.append(f"udevd (process {process.pid}) is stopped")
         elif process.parent in daemons and (busy or process.devices):

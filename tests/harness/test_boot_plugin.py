@@ -266,7 +266,7 @@ def test_the_terminal_is_given_to_the_machine_that_failed(run_folder: pytest.Pyt
             assert select.select([terminal], [], [], 60)[0], seen
             seen += os.read(terminal, 65536)
 
-    until(b"Ctrl-A X ends the machine.")
+    until(b"Ctrl-A X ends the machine, Ctrl-A Ctrl-A types a Ctrl-A.")
     os.write(terminal, b"Ada\r")
     until(b"\nAda")
     os.write(terminal, b"\x01x")

@@ -65,5 +65,11 @@ def test_a_stopped_udevd_is_told() -> None:
     ]
 
 
+def test_a_worker_that_runs_without_anything_to_do_is_about_to_end() -> None:
+    workers = [Process(30, "(udev-worker)", "R", 20, 2.0, ())]
+    assert describe_work([UDEVD], workers, False, 9.0) == []
+    assert describe_work([UDEVD], workers, True, 9.0)[0] == "worker 30 of udevd, started 7 s ago, running"
+
+
 def test_when_nobody_works_nothing_is_said() -> None:
     assert describe_work([UDEVD], [Process(20, "systemd-udevd", "S", 1, 1.0, ())], False, 9.0) == []
