@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable
 from typing import NoReturn
 
@@ -41,6 +42,8 @@ FILES = (
 PYTHON = "/usr/bin/python3"
 #: Each pass frees what the next one can take apart; nobody stacks more layers.
 PASSES = 12
+#: Seconds after which the machine is ended whatever still hangs; as long as systemd's own watchdog of a unit.
+LIMIT = 90.0
 
 ACTIONS = {
     "reboot": REBOOT_AUTOBOOT,
@@ -174,8 +177,9 @@ def _write(path: str, data: bytes, mode: int = 0o644) -> None:
 
 def main(argv: list[str]) -> NoReturn:
     """Take everything apart, then do what ``argv[1]`` says; never returns."""
+    action = argv[1] if len(argv) > 1 and argv[1] in ACTIONS else "poweroff"
     try:
-        action = argv[1] if len(argv) > 1 and argv[1] in ACTIONS else "poweroff"
+        _limit(action)
         try:
             tell("back in the initramfs to take the storage of the root apart")
             unmount(OLD_ROOT)
@@ -186,17 +190,35 @@ def main(argv: list[str]) -> NoReturn:
             reboot(ACTIONS[action])
     except BaseException as error:
         tell(f"{type(error).__name__}: {printable(str(error))}")
-    os.sync()
-    reboot(REBOOT_AUTOBOOT if "reboot" in argv else REBOOT_POWER_OFF)
+    # What was asked for cannot be done; a kernel that is to be executed leads to another boot, too.
     while True:
-        os.read(0, 1)
+        try:
+            reboot(REBOOT_AUTOBOOT if action in ("reboot", "kexec") else REBOOT_POWER_OFF)
+        except OSError as error:
+            tell(f"{action}: {error.strerror}")
+        time.sleep(LIMIT)
+
+
+def _limit(action: str) -> None:
+    """Have another process end the machine when this one hangs, as sync(2) and umount(2) do on a dead disk.
+
+    The keys are those of Documentation/admin-guide/sysrq.rst.
+    """
+    if action == "halt" or os.fork():
+        return
+    time.sleep(LIMIT)
+    for key in (b"b",) if action in ("reboot", "kexec") else (b"o", b"b"):
+        tell(f"this takes more than {LIMIT:.0f} s; sysrq {key.decode()}")
+        _write_attribute("/proc/sysrq-trigger", key)
+        time.sleep(LIMIT)
+    os._exit(0)
 
 
 def tell(text: str) -> None:
     """Say it on the console and in the kernel's log, which another boot may find in pstore."""
     for path, line in (("/dev/console", f"pyinit: {text}\n"), ("/dev/kmsg", f"<7>pyinit: {text}")):
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             continue
         try:

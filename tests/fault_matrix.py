@@ -364,6 +364,10 @@ def read_results(path: Path) -> dict[str, Result]:
     return {test: Result(*values) for test, values in json.loads(path.read_text()).items()}
 
 
+#: What may come of a test, the worst last.
+OUTCOMES = ("passed", "skipped", "failed")
+
+
 def write_results(path: Path, results: Mapping[str, Result]) -> None:
     """Keep results, one line a test."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -373,13 +377,15 @@ def write_results(path: Path, results: Mapping[str, Result]) -> None:
 
 def worst(outcomes: Iterable[str]) -> str:
     """Of the outcomes of a test's parameters the one that counts."""
-    return max(outcomes, key=("passed", "skipped", "failed").index)
+    return max(outcomes, key=OUTCOMES.index)
 
 
 def document(marks: Mapping[str, Iterable[str]], results: Mapping[str, Result]) -> str:
     """docs/faults.md."""
     tests = shown(marks)
     tested = sum(bool(names) for names in tests.values())
+    last = [results.get(test) for test in sorted({test for names in tests.values() for test in names})]
+    came = {word: sum(result is not None and result.outcome == word for result in last) for word in OUTCOMES}
     parts = [
         "# The fault matrix",
         "",
@@ -388,8 +394,10 @@ def document(marks: Mapping[str, Iterable[str]], results: Mapping[str, Result]) 
         "`scripts/faults` from the table in [fault_matrix.py](../tests/fault_matrix.py), from the marker",
         '`fault("K1")` of the tests, and from the results that `scripts/test` left.',
         "",
-        f"{tested} of {len(CASES)} cases are shown by a test. Random combinations of faults, moments, disks",
-        "and kernels: `scripts/soak`, [soak.md](soak.md).",
+        f"{tested} of {len(CASES)} cases are shown by a test. Of these {len(last)} tests",
+        f"{came['passed']} passed when they were run last, {came['failed']} failed, {came['skipped']} were",
+        f"skipped, {last.count(None)} were not run yet.",
+        "Random combinations of faults, moments, disks and kernels: `scripts/soak`, [soak.md](soak.md).",
     ]
     for title, cases in SECTIONS.items():
         parts += ["", f"## {title}", "", "| | fault | expected | test | result |", "|---|---|---|---|---|"]

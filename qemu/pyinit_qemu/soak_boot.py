@@ -387,6 +387,9 @@ class _Boot:
         if name == "root" and any(frame.get("name") == "pre-pivot" for frame in self.frames):
             if self.scenario.writable:
                 free = [range(_BEFORE_PARTITION, path.stat().st_size - _BEHIND_PARTITION)]
+            elif self.scenario.filesystem == "ext4" and self.scenario.fault.startswith("read errors"):
+                # The kernel notes in the superblock that there were errors (fs/ext4/super.c).
+                free = [range(_BEFORE_PARTITION, _BEFORE_PARTITION + _BLOCK)]
             elif self.scenario.filesystem == "xfs":
                 free = xfs_journal(original, _BEFORE_PARTITION)
         for offset in differences(original, path):

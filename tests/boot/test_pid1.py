@@ -372,7 +372,7 @@ def test_a_program_that_is_killed_for_want_of_memory_is_named_and_tried_once_mor
 def test_when_memory_is_gone_that_is_said_with_figures(
     start: Start, witness_of: Testimony, expect_screen: Callable[[Machine, str], None]
 ) -> None:
-    vm = start("rd.break=cmdline,pre-udev", memory=160 * MIB)
+    vm = start("rd.break=cmdline,initqueue rd.timeout=600", root="LABEL=none", memory=160 * MIB)
     shell = Shell.rescue(vm, "cmdline")
     shell.check("mount -o remount,size=100% /run")
 
@@ -390,13 +390,14 @@ def test_when_memory_is_gone_that_is_said_with_figures(
     expect_screen(vm, "E-MEM")
     shell.check("rm /run/fill")
     shell.leave()
-    # So little that it ends on the way.
-    shell = Shell.rescue(vm, "pre-udev")
-    leave(13)
-    shell.leave()
-    shell = Shell.rescue(vm)
-    assert "E-MEM memory ran out: the kernel began to kill processes" in vm.console
-    shell.check("rm /run/fill")
+    # It ends on the way, while a device is waited for: somebody fills /run, mebibyte by mebibyte.
+    shell = Shell.rescue(vm, "initqueue")
+    leave(20)
+    fill = "dd if=/dev/zero of=/run/more bs=1024k count=1 oflag=append conv=notrunc"
+    vm.send_line(f"(trap '' HUP; until [ -e /run/pyinit/failure ]; do {fill}; done) > /dev/null 2>&1 & exit")
+    vm.expect("E-MEM memory ran out: the kernel began to kill processes")
+    shell = Shell.rescue(vm, "initqueue")
+    shell.check("rm /run/fill /run/more; pyinit set root=LABEL=small-root")
     shell.leave()
     assert witness_of(vm).pid == 1
 
