@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pyinit import switch_root
 from pyinit.errors import BootError
 from pyinit.kernel import executable, mountinfo
 from pyinit.kernel.executable import NotExecutable, check_program, read_elf, read_script, walk_inside
+from pyinit.rescue import missing
 from pyinit.switch_root import (
     InitChoice,
     check_guards,
@@ -508,3 +510,14 @@ def test_no_word_steers_an_interpreter(words: list[bytes]) -> None:
         [*words, *(b"LD_" + word for word in words), *(b"PYTHON" + word for word in words)]
     )
     assert not [name for name in environ if name.startswith((b"LD_", b"PYTHON")) or b"=" in name or not name]
+
+
+def test_a_root_whose_disk_is_gone_is_no_matter_of_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: str) -> os.stat_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(switch_root.os, "stat", gone)
+    with pytest.raises(BootError, match="E-SWITCH") as caught:
+        check_guards("/sysroot", ())
+    explained = missing.silent_root(caught.value, None)
+    assert explained is not None and explained.code == "E-IO"
