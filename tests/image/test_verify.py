@@ -199,14 +199,6 @@ def test_a_python_module_that_a_function_imports(copy: Copy) -> None:
     assert "pyinit.boot is missing; it is imported by pyinit.__main__ line " in found.message
 
 
-def test_what_unpacks_modules_is_needed_where_modules_are_packed(image: Callable[..., Image]) -> None:
-    copy = Copy(image("bookworm", mode="generic", modules=()))
-    assert any(path.endswith(".ko.xz") for path in copy.members)
-    copy.remove("lzma.pyc")
-    found = only(copy.findings(), "python")
-    assert "lzma" in found.message and "pyinit.kernel.modules" in found.message
-
-
 def test_a_python_package_without_a_module_that_is_imported_from_it(copy: Copy) -> None:
     copy.add("/usr/lib/pyinit/pyinit/extra.py", b"def late():\n    from pyinit import nothing\n")
     found = only(copy.findings(), "python")

@@ -180,7 +180,6 @@ def _sources(
     image: Unpacked, modules: Mapping[str, str], present: set[str], findings: list[Finding]
 ) -> Iterator[tuple[str, int, str]]:
     """(module, line, module that it imports and that is missing), from the sources of pyinit and hooks."""
-    packed = any(path.endswith(".ko.xz") for path in image.nodes)
     trees: dict[str, ast.Module] = {}
     for name, path in modules.items():
         if name.split(".")[0] in ("pyinit", HOOKS) and path.endswith(".py"):
@@ -197,7 +196,7 @@ def _sources(
             # That pyinit catches what goes wrong in it does not mean that it could do without.
             optional = guarded and target.split(".")[0] != "pyinit"
             # An image without modules that pyinit unpacks has not what it would take.
-            optional = optional or ((name, target) in UNPACKING and not packed)
+            optional = optional or (name, target) in UNPACKING
             if optional or ("*", target) in EXCLUDED or (name, target) in EXCLUDED:
                 continue
             if target not in present:
