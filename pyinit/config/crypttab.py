@@ -47,8 +47,8 @@ class Options(NamedTuple):
     """How long a person may think; 0: as long as they like."""
     key_timeout: float | None = None
     """How long the device with the key file is waited for; None: not said."""
-    tokens: bool = False
-    """Whether a token (TPM2, FIDO2) is named that may open it."""
+    token_timeout: float | None = None
+    """How long a device of a token is waited for where nobody can type a passphrase; None: not said."""
     skip: str = ""
     """Why the volume is nothing for the initramfs; empty when it is."""
 
@@ -103,7 +103,9 @@ _NUMBERS = {"keyfile-offset": "--keyfile-offset", "keyfile-size": "--keyfile-siz
 # Nothing to do for: what the initramfs does anyway, or what is for the booted system.
 _IGNORED = (
     "luks,nofail,noearly,_netdev,x-initrd.attach,initramfs,loud,quiet,force,headless,"
-    "password-echo,password-cache,token-timeout,try-empty-password"
+    "password-echo,password-cache,try-empty-password,"
+    # The header says which tokens there are.
+    "tpm2-device,fido2-device"
 ).split(",")
 _KINDS = {
     "plain": "plain dm-crypt has no header to open it by",
@@ -113,7 +115,6 @@ _KINDS = {
     "tmp": "it gets a new key each time",
     "noauto": "noauto",
 }
-_TOKENS = ("tpm2-device", "fido2-device", "pkcs11-uri")
 
 
 def decode_options(options: tuple[str, ...]) -> tuple[Options, tuple[str, ...]]:
@@ -124,7 +125,7 @@ def decode_options(options: tuple[str, ...]) -> tuple[Options, tuple[str, ...]]:
     warnings = []
     for option in options:
         name, equals, value = option.partition("=")
-        number = _seconds(value) if name in ("timeout", "keyfile-timeout") else _number(value)
+        number = _seconds(value) if name.endswith("timeout") else _number(value)
         if name in ("discard", "allow-discards"):
             found["discard"] = True
         elif name in _FLAGS:
@@ -143,8 +144,8 @@ def decode_options(options: tuple[str, ...]) -> tuple[Options, tuple[str, ...]]:
             found["timeout"] = number
         elif name == "keyfile-timeout" and number is not None:
             found["key_timeout"] = number
-        elif name in _TOKENS:
-            found["tokens"] = True
+        elif name == "token-timeout" and number is not None:
+            found["token_timeout"] = number
         elif name not in _IGNORED and not name.startswith(("x-", "tpm2-", "fido2-")):
             warnings.append(f"{printable(option[:80])} has no effect")
     settled = Options(tuple(words.values()), tuple(key_words.values()))

@@ -34,7 +34,7 @@ from pyinit.kernel.patience import Patience, hang
 from pyinit.kernel.process import Children, find_program
 from pyinit.kernel.prompt import Prompt, Question
 from pyinit.kernel.syscalls import MNT_DETACH, MS, RESOLVE_IN_ROOT, mount, openat2, umount2
-from pyinit.storage import asked_paths, luks_header
+from pyinit.storage import asked_paths, luks_header, luks_tokens
 from pyinit.storage.luks_requests import (
     DEFAULT_KEY_TIMEOUT,
     Request,
@@ -43,6 +43,7 @@ from pyinit.storage.luks_requests import (
     requests,
     settle,
 )
+from pyinit.storage.luks_tokens import Token
 from pyinit.text import printable
 
 CRYPTTAB = "/etc/crypttab"
@@ -55,6 +56,13 @@ CLOSE_TIMEOUT = 10.0
 #: on a slow machine.
 LEAST_LIMIT = 30.0
 LONGEST_DELAY = 30.0
+#: Seconds for which the device of a token may be missing where nobody can type a passphrase: crypttab(5),
+#: token-timeout=.
+DEFAULT_TOKEN_TIMEOUT = 30.0
+#: Seconds between two looks for it. No block device appears with it, so that no event says so.
+TOKEN_LOOK = 0.5
+#: A device that got as many wrong PINs may allow only a few more before it locks itself (FIDO2: eight).
+PIN_TRIES = 3
 _WRONG_KEY, _NO_MEMORY = 2, 3  # cryptsetup(8), RETURN CODES
 
 
@@ -70,11 +78,16 @@ class _Volume:
         self.options = options
         self.keys = keys
         self.state = "new"
-        """``new``, ``keys`` (key files and tokens are tried), ``ask``, ``open``."""
+        """``new``, ``keys`` (key files are tried, and tokens that want nobody), ``ask``, ``open``."""
         self.header = ""
         """The file with the header, when it is not on the device."""
-        self.tokens = False
-        """Whether a token may open it that was not asked yet."""
+        self.tokens: list[Token] = []
+        """Those that were not tried in vain."""
+        self.missed: set[Token] = set()
+        """Those of which it was said that their device is not there."""
+        self.pins = 0
+        """How many PINs were wrong."""
+        self.token_deadline = 0.0
         self.slots: tuple[int | None, ...] = (None,)
         """The key slots to try one by one; None: all."""
         self.tries = 0
@@ -91,6 +104,15 @@ class _Volume:
         """Its name for people."""
         return printable(self.name)
 
+    def wanting_pin(self) -> list[Token]:
+        """The tokens that a PIN can be tried on now."""
+        there = self.pins < PIN_TRIES
+        return [token for token in self.tokens if there and token.pin and luks_tokens.present(token)]
+
+    def may_come(self) -> bool:
+        """Whether a token may open it whose device is not there."""
+        return any(not luks_tokens.present(token) for token in self.tokens)
+
 
 class _Attempt(NamedTuple):
     """One run of cryptsetup."""
@@ -105,6 +127,7 @@ class _Attempt(NamedTuple):
     """Whether what is behind that descriptor must be overwritten."""
     output: int
     deadline: float
+    token: Token | None
 
 
 class _Trial:
@@ -115,7 +138,11 @@ class _Trial:
         self.question = question
         """Where it was typed; None: it has opened another volume before."""
         self.volumes = volumes
-        self.left: list[tuple[_Volume, int | None]] = [(v, slot) for v in volumes for slot in v.slots]
+        self.left: list[tuple[_Volume, int | None, Token | None]] = []
+        """Volume and key slot; or the token whose PIN it may be, which is known much sooner."""
+        if question is not None:
+            self.left += [(v, None, token) for v in volumes for token in v.wanting_pin()]
+        self.left += [(v, slot, None) for v in volumes for slot in v.slots]
         self.opened = False
 
 
@@ -171,6 +198,10 @@ class Luks:
         for volume in self._volumes.values():
             if volume.state == "new":
                 self._prepare(volume, known)
+        if self._answered and self._attempt and self._attempt.token and not self._attempt.secret:
+            # Whoever types a passphrase does not want to use the device.
+            self._attempt.volume.tokens.append(self._attempt.token)
+            self._kill(self._attempt)
         if self._attempt is None:
             self._start_next(known)
         if not self.holds():
@@ -182,7 +213,9 @@ class Luks:
         """When a wrong passphrase may be followed by another one, or time runs out."""
         if self._attempt:
             return self._attempt.deadline
-        waits = (volume.key_deadline for volume in self._volumes.values() if volume.state == "keys")
+        waits = [volume.key_deadline for volume in self._volumes.values() if volume.state == "keys"]
+        if any(volume.may_come() for volume in self._asking()):
+            waits.append(monotonic() + TOKEN_LOOK)
         return min(self._again_at, self._ask_deadline, *waits, inf)
 
     def holds(self) -> bool:
@@ -200,7 +233,8 @@ class Luks:
             elif volume.state == "keys" and volume.keys:
                 lines.append(f"{volume.shown}: waiting for its key: {_show_key(volume.keys[0])}")
             elif volume.state == "ask":
-                lines.append(f"{volume.shown}: its passphrase is asked for")
+                missing = "".join(f"; {token.place} is not there" for token in volume.missed)
+                lines.append(f"{volume.shown}: its passphrase is asked for{missing}")
         there = {id(volume.request) for volume in self._volumes.values()}
         lines += [f"no volume {r.describe()}" for r in self._requests if id(r) not in there]
         return tuple(lines)
@@ -253,7 +287,7 @@ class Luks:
         if volume in self._asked:
             self._withdraw()
         if self._trial:
-            self._trial.left = [pair for pair in self._trial.left if pair[0] is not volume]
+            self._trial.left = [item for item in self._trial.left if item[0] is not volume]
 
     # What opens a volume.
 
@@ -277,7 +311,9 @@ class Luks:
         for part in luks_header.ciphers(header.cipher):
             for name in self._modules.matching(f"crypto-{part}"):
                 self._modules.load(name, quietly=True)
-        volume.tokens = any(token.startswith("systemd-") for token in header.tokens)
+        volume.tokens = list(header.tokens)
+        timeout = volume.options.token_timeout
+        volume.token_deadline = monotonic() + (DEFAULT_TOKEN_TIMEOUT if timeout is None else timeout or inf)
         volume.state = "keys"
 
     def _find_header(self, volume: _Volume, known: Collection[DeviceView]) -> bool:
@@ -321,8 +357,9 @@ class Luks:
             self._take_answer()
         if self._trial:
             if self._trial.left:
-                volume, slot = self._trial.left.pop(0)
-                self._start(volume, "a passphrase", secret=self._trial.secret, slot=slot)
+                volume, slot, token = self._trial.left.pop(0)
+                what = f"{token.place} and a PIN" if token else "a passphrase"
+                self._start(volume, what, secret=self._trial.secret, slot=slot, token=token)
                 return
             self._judge(self._trial)
         asking = self._asking()
@@ -333,7 +370,22 @@ class Luks:
                 self._start_next(known)
                 return
         if asking:
+            self._look_for_tokens(asking)
             self._ask(asking)
+            for volume in asking:
+                if not self._answered and self._try_token(volume, touch=True):
+                    return
+
+    def _look_for_tokens(self, volumes: list[_Volume]) -> None:
+        """Say of each device once that it is not there, and of one that wants a PIN when it is."""
+        for volume in volumes:
+            for token in volume.tokens:
+                there = luks_tokens.present(token)
+                if not there and token not in volume.missed:
+                    volume.missed.add(token)
+                    self._console.notice(f"{volume.shown}: {token.place} has a key for it, and is not there")
+                elif there:
+                    volume.missed.discard(token)
 
     def _try_key(self, volume: _Volume, known: Collection[DeviceView]) -> bool:
         """Try the next key file; False when none can be tried now."""
@@ -363,11 +415,20 @@ class Luks:
                     return True
             del volume.keys[0]
             volume.key_deadline = inf
-        if volume.tokens:
-            volume.tokens = False
-            self._start(volume, "its token")
+        if self._try_token(volume):
             return True
         volume.state = "ask"
+        return False
+
+    def _try_token(self, volume: _Volume, *, touch: bool = False) -> bool:
+        """Try a token that wants no PIN; one that must be touched only if ``touch``. False: there is none."""
+        for token in volume.tokens:
+            if not token.pin and (touch or not token.touch) and luks_tokens.present(token):
+                volume.tokens.remove(token)
+                if token.touch:
+                    self._console.notice(f"{volume.shown}: touch {token.place}, or type a passphrase")
+                self._start(volume, token.place, token=token)
+                return True
         return False
 
     def _cannot(self, volume: _Volume, what: str, why: str) -> None:
@@ -382,8 +443,9 @@ class Luks:
         secret: bytearray | None = None,
         descriptor: int = -1,
         slot: int | None = None,
+        token: Token | None = None,
     ) -> None:
-        """Start cryptsetup with a passphrase, with a key file that is open, or with neither: with a token."""
+        """Start cryptsetup with a passphrase, a key file that is open, or a token and maybe its PIN."""
         program = find_program("cryptsetup")
         if not program:
             raise BootError(
@@ -399,10 +461,14 @@ class Luks:
             os.lseek(descriptor, 0, os.SEEK_SET)
         elif descriptor >= 0:
             words += volume.options.key_words
-        words += ["--key-file", "-"] if descriptor >= 0 else ["--token-only"]
-        slot = volume.slots[0] if slot is None and len(volume.slots) == 1 else slot
-        if slot is not None:
-            words.append(f"--key-slot={slot}")
+        if token:
+            # It reads a PIN from its input, where that is no terminal.
+            words += ["--token-only", "--token-type", f"systemd-{token.kind}"]
+        else:
+            words += ["--key-file", "-"]
+            slot = volume.slots[0] if slot is None and len(volume.slots) == 1 else slot
+            if slot is not None:
+                words.append(f"--key-slot={slot}")
         if volume.header:
             words += ["--header", volume.header]
         if volume.options.discard:
@@ -412,7 +478,7 @@ class Luks:
         pid = self._children.start([*words, volume.view.node, volume.name], stdin=descriptor, stdout=output)
         limit = self._patience.limit
         deadline = inf if limit is None else monotonic() + max(limit, LEAST_LIMIT)
-        self._attempt = _Attempt(pid, volume, what, descriptor, secret is not None, output, deadline)
+        self._attempt = _Attempt(pid, volume, what, descriptor, secret is not None, output, deadline, token)
 
     def _end_attempt(self) -> None:
         """See how the running cryptsetup has ended, if it has."""
@@ -421,7 +487,10 @@ class Luks:
             return
         status = self._children.status(attempt.pid)
         if status is None:
-            if monotonic() >= attempt.deadline:
+            if monotonic() >= attempt.deadline and attempt.token:
+                self._kill(attempt)
+                self._cannot(attempt.volume, attempt.what, "nothing came of it in time")
+            elif monotonic() >= attempt.deadline:
                 self._stop()
                 limit = max(self._patience.limit or 0.0, LEAST_LIMIT)
                 raise hang(
@@ -439,11 +508,19 @@ class Luks:
             self._console.info(f"opened {volume.shown} ({printable(volume.view.node)}) with {attempt.what}")
             if self._trial:
                 self._trial.opened = True
-                self._trial.left = [pair for pair in self._trial.left if pair[0] is not volume]
+                self._trial.left = [item for item in self._trial.left if item[0] is not volume]
+            elif volume in self._asked:
+                self._withdraw()
         elif status in (_NO_MEMORY, -9):
             raise _no_memory(volume, (), _available_memory(), said)
-        elif status == _WRONG_KEY or attempt.what == "its token":
-            if not attempt.secret:
+        elif status == _WRONG_KEY or attempt.token:
+            if attempt.secret and attempt.token:
+                volume.pins += 1
+                if volume.pins == PIN_TRIES:
+                    self._console.notice(
+                        f"{volume.shown}: no more PINs are tried, lest the device locks itself"
+                    )
+            elif not attempt.secret:
                 self._cannot(volume, attempt.what, said[-1] if said else "it does not open the volume")
         else:
             how = f"exit status {status}" if status > 0 else f"signal {-status}"
@@ -476,13 +553,18 @@ class Luks:
                 self._prompt().again(self._question, self._again_why)
             else:
                 self._withdraw(self._again_why)
+        what = "Passphrase or PIN" if any(volume.wanting_pin() for volume in volumes) else "Passphrase"
+        them = ", ".join(f"{volume.shown} ({printable(volume.view.node)})" for volume in volumes)
+        text = f"{what} for {them}: "
+        if self._question and self._question.text != text and self._again_at == inf:
+            self._withdraw()
         if self._question is None and self._ready_to_ask():
             self._ask_deadline = deadline
-            them = ", ".join(f"{volume.shown} ({printable(volume.view.node)})" for volume in volumes)
             self._asked = volumes
-            self._question = self._prompt().ask(f"Passphrase for {them}: ", self._take)
-            if not self._keyboard.terminals():
-                raise self._exhausted("there is no console on which somebody could type a passphrase")
+            self._question = self._prompt().ask(text, self._take)
+        token_may_come = any(volume.may_come() and moment < volume.token_deadline for volume in volumes)
+        if self._question and not self._keyboard.terminals() and not token_may_come:
+            raise self._exhausted("there is no console on which somebody could type a passphrase")
         if moment >= self._ask_deadline:
             raise self._exhausted("nobody typed a passphrase in time")
 
@@ -607,21 +689,25 @@ class Luks:
     def _stop(self) -> None:
         """End what is going on and forget the secrets."""
         if self._attempt:
-            try:
-                os.kill(self._attempt.pid, 9)
-            except ProcessLookupError:
-                pass
-            self._children.wait(self._attempt.pid, CLOSE_TIMEOUT)
-            name = self._attempt.volume.name
-            if _is_active(name) and name not in self._opened:
-                self._opened.append(name)  # It was quicker.
-            self._let_go(self._attempt)
+            self._kill(self._attempt)
         if self._trial:
             wipe(self._trial.secret)
             self._trial = None
         self._withdraw()
         self._forget_secrets()
         self._unmount_keys()
+
+    def _kill(self, attempt: _Attempt) -> None:
+        try:
+            os.kill(attempt.pid, 9)
+        except ProcessLookupError:
+            pass
+        self._children.wait(attempt.pid, CLOSE_TIMEOUT)
+        name = attempt.volume.name
+        if _is_active(name) and name not in self._opened:
+            attempt.volume.state = "open"  # It was quicker.
+            self._opened.append(name)
+        self._let_go(attempt)
 
     def _close_volume(self, name: str) -> None:
         """Close a volume; when something still uses it, put a table in its place that has no key.

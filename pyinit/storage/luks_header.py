@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from pyinit.storage.luks_tokens import KINDS, Token
 from pyinit.text import printable
 
 MAGIC = b"LUKS\xba\xbe"
@@ -48,8 +49,8 @@ class Header(NamedTuple):
     """``aes-xts-plain64``."""
     slots: tuple[Slot, ...]
     """Those that open the volume, in the order in which they are tried."""
-    tokens: tuple[str, ...]
-    """The types of the tokens: ``systemd-tpm2`` and so on."""
+    tokens: tuple[Token, ...]
+    """Devices that hold a key of it, each kind once."""
     weak: str
     """Why the volume must not be opened: it is not encrypted, or not with a cipher; empty when it is."""
 
@@ -143,7 +144,7 @@ def parse_v2(data: bytes, magic: bytes, offset: int) -> Header:
         _field(data, 168, 40),
         _string(segment, "encryption"),
         _slots(keyslots, digests),
-        tuple(dict.fromkeys(_string(token, "type") for _, token in sorted(tokens.items()))),
+        _tokens(tokens),
         weak,
     )
 
@@ -226,6 +227,18 @@ def _slots(keyslots: _Table, digests: _Table) -> tuple[Slot, ...]:
             (priority != 2, Slot(number, _string(kdf, "type"), memory if isinstance(memory, int) else 0))
         )
     return tuple(slot for _, slot in sorted(found, key=lambda item: item[0]))
+
+
+def _tokens(table: _Table) -> tuple[Token, ...]:
+    """Those that plug-ins of systemd handle; a kind of which one wants a PIN wants it."""
+    pins: dict[str, bool] = {}
+    for _, token in sorted(table.items()):
+        system, _, kind = _string(token, "type").partition("-")
+        if system == "systemd" and kind in KINDS:
+            # Words of systemd's cryptsetup-token-systemd-tpm2.c and -fido2.c.
+            wanted = any(token.get(name) is True for name in ("tpm2-pin", "fido2-clientPin-required"))
+            pins[kind] = pins.get(kind, False) or wanted
+    return tuple(Token(kind, pin) for kind, pin in pins.items())
 
 
 def _weak_segment(segment: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ from pyinit.record import Record, timeline
 from pyinit.rescue import cli, explain, missing, probe, report, small, status, working
 from pyinit.rescue.editor import Editor
 from pyinit.root import belongs, discover, fsck, imagefile, layers, mount, resume
-from pyinit.storage import luks_header, md, verity
+from pyinit.storage import luks_header, luks_tokens, md, verity
 from pyinit.switch_root import make_plan, real_environ
 from pyinit.text import printable
 from pyinit_image import (
@@ -522,6 +522,15 @@ def luks_headers(data: bytes) -> None:
             luks_header.ciphers(header.cipher)
             if not header.weak and "null" in header.cipher.split("-"):
                 raise AssertionError(f"it encrypts nothing: {header.cipher!r}")
+
+
+@target(
+    luks_tokens.is_fido,
+    seeds=(bytes.fromhex("06d0f10901a1010920150026ff0075089540810209211500c0"),),
+    words=split(r"\x06\xd0\xf1 \xfe\x02\x10 \x07\xd0\xf1\0\0 \x05\x01 \xc0"),
+)
+def report_descriptors(data: bytes) -> None:
+    luks_tokens.is_fido(data)
 
 
 @target(

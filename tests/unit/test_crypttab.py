@@ -53,7 +53,7 @@ def test_lines() -> None:
         ("key-slot=3", Options(slot=3)),
         ("header=/h:UUID=1,keyfile-timeout=5s", Options(header="/h:UUID=1", key_timeout=5)),
         ("read-only,no-read-workqueue", Options(words=("--readonly", "--perf-no_read_workqueue"))),
-        ("tpm2-device=auto,tpm2-pcrs=7", Options(tokens=True)),
+        ("tpm2-device=auto,tpm2-pcrs=7,token-timeout=5", Options(token_timeout=5)),
     ],
 )
 def test_options(text: str, options: Options) -> None:

@@ -15,7 +15,7 @@ from test_image_features import target as plain_target
 from pyinit.config import crypttab
 from pyinit_image.errors import BuildError
 from pyinit_image.facts import Facts, Unlocked
-from pyinit_image.features import keymap, luks, tpm2
+from pyinit_image.features import keymap, luks, tokens
 from pyinit_image.features.base import Target
 from pyinit_image.plan import Plan
 from pyinit_image.sysroot import Sysroot
@@ -136,12 +136,13 @@ def test_a_key_file_that_is_missing_is_an_error(system: System) -> None:
         key_of(system, "root UUID=1 /etc/root.key luks")
 
 
-def test_the_tpm_is_wanted_by_a_line_that_names_it(system: System) -> None:
-    feature = tpm2.Tpm2()
+def test_a_token_is_wanted_by_a_line_that_names_it(system: System) -> None:
+    feature = tokens.Tpm2()
     system.file("/etc/crypttab", TABLE)
     assert feature.wanted(system.target()) == ""
     system.file("/etc/crypttab", "root UUID=1 none luks,tpm2-device=auto\n")
     assert feature.wanted(system.target()) == "/etc/crypttab line 1: root"
+    assert tokens.Fido2().wanted(system.target()) == ""
     system.file("/usr/lib/x86_64-linux-gnu/libtss2-esys.so.0", "")
     missing = [
         need.paths[0] for need in feature.needs(system.target()) if not system.plan.sysroot.find(*need.paths)
@@ -149,7 +150,7 @@ def test_the_tpm_is_wanted_by_a_line_that_names_it(system: System) -> None:
     assert missing == [
         f"/usr/lib/x86_64-linux-gnu/{name}"
         for name in (
-            f"cryptsetup/{tpm2.PLUGIN}",
+            "cryptsetup/libcryptsetup-token-systemd-tpm2.so",
             "libtss2-rc.so.0",
             "libtss2-mu.so.0",
             "libtss2-tcti-device.so.0",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pyinit.storage import luks_header
 from pyinit.storage.luks_header import BINARY_SIZE, MAGIC, SECOND_MAGIC, Damaged, Slot, parse_v1
+from pyinit.storage.luks_tokens import Token, is_fido
 
 UUID = "1c0de5ea-0000-4000-8000-00000000000a"
 SIZE = 16384
@@ -70,7 +71,7 @@ def test_luks2() -> None:
     header = copies.good[0]
     assert (header.version, header.uuid, header.cipher, header.weak) == (2, UUID, "aes-xts-plain64", "")
     assert header.slots == (Slot(0, "argon2id", 1048576), Slot(1, "pbkdf2", 0))
-    assert header.tokens == ("systemd-tpm2",)
+    assert header.tokens == (Token("tpm2", False),)
 
 
 def luks1(**fields: bytes) -> bytes:
@@ -177,3 +178,22 @@ def test_any_bytes_are_read_or_damage(data: bytes, start: bytes) -> None:
         parse_v1(start + data)
     except Damaged as error:
         assert str(error).isascii()
+
+
+#: Of a security key: usage page FIDO, usage U2F authenticator, a collection of two reports of 64 bytes.
+FIDO_KEY = bytes.fromhex(
+    "06d0f10901a1010920150026ff00750895408102092115002 6ff00750895409102c0".replace(" ", "")
+)
+#: Of a keyboard (Device Class Definition for HID 1.11, appendix B.1).
+KEYBOARD = bytes.fromhex(
+    "05010906a101050719e029e71500250175019508810295017508810195057501050819012905910295017503910195067508"
+    "150025650507190029658100c0"
+)
+
+
+def test_a_security_key_is_told_from_a_keyboard() -> None:
+    assert is_fido(FIDO_KEY) and is_fido(KEYBOARD + FIDO_KEY)
+    assert is_fido(bytes.fromhex("fe0410d0f10600") + FIDO_KEY)
+    assert not is_fido(KEYBOARD)
+    # Cut short, and the number within a longer value.
+    assert not is_fido(FIDO_KEY[:2]) and not is_fido(bytes.fromhex("0706d0f101"))

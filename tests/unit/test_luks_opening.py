@@ -408,3 +408,111 @@ def test_a_device_that_goes_away_is_asked_for_no_more(one: Bench) -> None:
     one.known.clear()
     one.react()
     assert one.prompt.question is None and not one.luks.holds()
+
+
+class Tokens:
+    """A volume with tokens, and the devices that are there for them."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *tokens: dict[str, object]) -> None:
+        self.there: set[str] = set()
+        monkeypatch.setattr(module.luks_tokens, "present", lambda token: token.kind in self.there)
+        self.bench = bench(
+            folder, monkeypatch, f"rd.luks.name={A}=vault rd.luks.options=token-timeout=20,tries=9"
+        )
+        table = {str(number): {"keyslots": ["1"], **token} for number, token in enumerate(tokens)}
+        self.data = header_bytes(lambda raw: raw.update(tokens=table))
+
+    def start(self, *there: str) -> Bench:
+        self.there.update(there)
+        self.bench.plug("sda", A, self.data)
+        self.bench.react()
+        return self.bench
+
+    def notices(self) -> list[str]:
+        return [m["text"] for m in self.bench.record.data["messages"] if m["level"] == "notice"]
+
+
+TPM2, FIDO2 = {"type": "systemd-tpm2"}, {"type": "systemd-fido2"}
+
+
+def test_a_tpm_that_is_there_is_asked_before_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Tokens(tmp_path, monkeypatch, TPM2).start("tpm2")
+    argv, given = made.children.started[0]
+    assert argv[-5:-2] == ["--token-only", "--token-type", "systemd-tpm2"] and given is None
+    assert made.prompt.asked == []
+    made.cryptsetup(1)
+    assert made.prompt.asked == [f"Passphrase for vault ({tmp_path}/sda): "]
+
+
+def test_a_device_that_comes_while_a_person_is_asked_opens_the_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = Tokens(tmp_path, monkeypatch, TPM2)
+    made = tokens.start()
+    assert made.prompt.question and made.children.started == []
+    assert tokens.notices() == ["vault: the machine's TPM has a key for it, and is not there"]
+    assert "the machine's TPM is not there" in made.luks.waits_for()[0]
+    assert made.luks.wake() <= made.clock + 1
+    tokens.there.add("tpm2")
+    made.react()
+    made.cryptsetup(0)
+    assert made.prompt.question is None and made.luks.opened() == ("vault",)
+
+
+def test_where_nobody_can_type_the_device_is_waited_for_in_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeKeyboard, "terminals", lambda self: ())
+    made = Tokens(tmp_path, monkeypatch, TPM2).start()
+    made.pass_time(19)
+    with pytest.raises(BootError, match="there is no console"):
+        made.pass_time(1)
+
+
+def test_a_touch_is_waited_for_while_a_passphrase_may_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = Tokens(tmp_path, monkeypatch, FIDO2)
+    made = tokens.start("fido2")
+    assert tokens.notices() == ["vault: touch a FIDO2 device, or type a passphrase"]
+    assert made.prompt.question and "systemd-fido2" in made.children.started[0][0]
+    monkeypatch.setattr(module.os, "kill", lambda pid, signal: made.children.end(-signal))
+    monkeypatch.setattr(module, "_is_active", lambda name: False)
+    made.type("secret")
+    assert made.children.started[1][1] == b"secret" and "--key-file" in made.children.started[1][0]
+    made.cryptsetup(0)
+    assert made.luks.opened() == ("vault",)
+
+
+def test_what_is_typed_is_tried_as_the_pin_of_a_device_first_and_not_too_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = Tokens(tmp_path, monkeypatch, {**FIDO2, "fido2-clientPin-required": True})
+    made = tokens.start("fido2")
+    assert made.prompt.asked == [f"Passphrase or PIN for vault ({tmp_path}/sda): "]
+    for tries in (1, 2):
+        made.type("wrong")
+        assert "--token-only" in made.children.started[-1][0] and made.children.started[-1][1] == b"wrong"
+        made.cryptsetup(2)
+        assert "--key-file" in made.children.started[-1][0]
+        made.cryptsetup(2)
+        made.pass_time(2 ** (tries - 1))
+    made.type("1234")
+    made.cryptsetup(0)
+    assert made.luks.opened() == ("vault",)
+    assert len(made.children.started) == 5
+
+
+def test_no_device_is_made_to_lock_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = Tokens(tmp_path, monkeypatch, {**TPM2, "tpm2-pin": True})
+    made = tokens.start("tpm2")
+    for tries in range(1, 5):
+        made.type("wrong")
+        made.cryptsetup(2)
+        if tries <= module.PIN_TRIES:
+            made.cryptsetup(2)
+        made.pass_time(30)
+    pins = [argv for argv, _ in made.children.started if "--token-only" in argv]
+    assert len(pins) == module.PIN_TRIES
+    assert tokens.notices()[-1] == "vault: no more PINs are tried, lest the device locks itself"
+    assert made.prompt.asked[-1].startswith("Passphrase for")

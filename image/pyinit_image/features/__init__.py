@@ -28,7 +28,7 @@ from .lvm import Lvm
 from .md import Md
 from .overlay import Overlay
 from .resume import Resume
-from .tpm2 import Tpm2
+from .tokens import Fido2, Tpm2
 from .verity import Verity
 from .watchdog import Watchdog
 
@@ -61,6 +61,7 @@ class Chosen(NamedTuple):
 #: The features of this package.
 BUILT_IN: tuple[type[Feature], ...] = (
     Bcache,
+    Fido2,
     Fsck,
     Keymap,
     Loop,
