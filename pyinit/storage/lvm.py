@@ -135,10 +135,15 @@ class Lvm:
             )
         os.makedirs(LOCKS, 0o700, exist_ok=True)
         self._modules.load("dm-mod")
-        argv = [program, "vgchange" if self._everything else "lvchange", "--sysinit", "--activate", "y"]
+        # Of a snapshot it asks whether its origin may be activated, too.
+        argv = [program, "vgchange" if self._everything else "lvchange", "--sysinit", "--yes"]
+        argv += ["--activate", "y"]
         argv += ["--activationmode", "degraded" if self._degraded else "complete"]
         argv += ["--devices", ",".join(sorted(members)), "--config", _settings()]
         if not self._everything:
+            if all(all(volume) for volume in left):
+                # Whoever names a thin snapshot means it, lvmthin(7), "Thin snapshot activation".
+                argv.append("--ignoreactivationskip")
             argv += ["/".join(filter(None, volume)) for volume in left]
         # Without a system directory lvm reads no lvm.conf (lvm(8), LVM_SYSTEM_DIR).
         environment = {} if self._configured else {"LVM_SYSTEM_DIR": ""}

@@ -100,7 +100,8 @@ def test_lvm_is_shown_physical_volumes_and_told_one_name(jobs: type[FakeJob], co
     assert stack.waits_for() == ("no physical volume of volume group v",)
     stack.react([PV])
     (job,) = jobs.started
-    assert job.argv[:5] == ("/usr/sbin/lvm", "lvchange", "--sysinit", "--activate", "y")
+    assert job.argv[:6] == ("/usr/sbin/lvm", "lvchange", "--sysinit", "--yes", "--activate", "y")
+    assert "--ignoreactivationskip" in job.argv
     assert job.argv[job.argv.index("--devices") + 1] == "/dev/vda2"
     assert job.argv[-1] == "v/root"
     assert stack.wake() == inf
