@@ -1050,8 +1050,7 @@ class _Reader:
         self.warnings = warnings
 
     def text(self, name: str) -> str:
-        word = self.line.last(name)
-        return word.value or "" if word else ""
+        return self.line.text(name)
 
     def present(self, name: str) -> bool:
         return self.line.last(name) is not None

@@ -18,6 +18,7 @@ from pyinit.config.sealed import CONFIG_PATH, SealedConfig, parse_config
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.ending import ACTIONS, end_machine
+from pyinit.kernel.files import read_if_there
 from pyinit.kernel.patience import Patience
 from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import decode, timeline
@@ -97,7 +98,7 @@ def _status(words: list[str]) -> int:
     from pyinit.rescue.status import gather, status
 
     _none(words)
-    print("\n".join(status(gather(_record(), _failure(), _read(OVERRIDES)))))
+    print("\n".join(status(gather(_record(), _failure(), read_if_there(OVERRIDES)))))
     return 0
 
 
@@ -184,7 +185,7 @@ def _mount_root(words: list[str]) -> int:
     lines = _command_lines()
     parameters = [word for line in lines for word in parse_command_line(line).words]
     blacklist = boot_config(*lines).drivers_never
-    modules = Modules(parse_modules(_read(MODULES_PATH)), console, parameters, blacklist)
+    modules = Modules(parse_modules(read_if_there(MODULES_PATH)), console, parameters, blacklist)
     mount.mount_filesystem(plan, (), modules, console, Patience(console))
     print(f"{printable(device.node)} is mounted on {mount.SYSROOT}.")
     try:
@@ -305,14 +306,6 @@ def _none(words: Sequence[str]) -> None:
         raise UsageError("it takes no further words")
 
 
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return b""
-
-
 def _image() -> SealedConfig:
     with open(CONFIG_PATH, "rb") as file:
         return parse_config(file.read())
@@ -321,7 +314,7 @@ def _image() -> SealedConfig:
 def _command_lines() -> tuple[bytes, ...]:
     """Those that count for the next try, later ones more."""
     sealed = _image().cmdline.encode("utf-8", "surrogateescape")
-    return sealed, _read("/proc/cmdline"), *_read(OVERRIDES).splitlines()
+    return sealed, read_if_there("/proc/cmdline"), *read_if_there(OVERRIDES).splitlines()
 
 
 def _record() -> dict[str, Any]:
@@ -334,7 +327,7 @@ def _record() -> dict[str, Any]:
 
 
 def _failure() -> list[str]:
-    return _read(FAILURE_PATH).decode("ascii", "backslashreplace").splitlines()
+    return read_if_there(FAILURE_PATH).decode("ascii", "backslashreplace").splitlines()
 
 
 def _enumerate() -> list[DeviceView]:

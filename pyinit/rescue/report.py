@@ -12,6 +12,7 @@ from pyinit.config.cmdline import OVERRIDES
 from pyinit.config.sealed import CONFIG_PATH, SealedConfig
 from pyinit.devices.view import DeviceView
 from pyinit.kernel import mountinfo
+from pyinit.kernel.files import names, read_if_there
 from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import driverless_modaliases
 from pyinit.kernel.syscalls import MS, mount, umount2
@@ -184,9 +185,9 @@ def _command_lines(record: dict[str, Any], image: SealedConfig | None) -> Iterab
 
 
 def _links(top: str) -> Iterable[str]:
-    for directory, folders, names in os.walk(top):
+    for directory, folders, files in os.walk(top):
         folders.sort()
-        for name in sorted(names):
+        for name in sorted(files):
             path = f"{directory}/{name}"
             if os.path.islink(path):
                 yield f"{printable(path)} -> {printable(os.readlink(path))}"
@@ -194,31 +195,24 @@ def _links(top: str) -> Iterable[str]:
 
 def _device_mapper() -> Iterable[str]:
     """What dmsetup(8) and the tools of LVM would list, as far as the kernel knows it."""
-    for name in _names("/sys/block"):
+    for name in names("/sys/block"):
         folder = f"/sys/block/{name}"
         if os.path.isdir(f"{folder}/dm"):
-            below = ", ".join(map(printable, _names(f"{folder}/slaves")))
+            below = ", ".join(map(printable, names(f"{folder}/slaves")))
             state = "suspended" if _text(f"{folder}/dm/suspended") == "1" else "active"
             yield f"{name}: {_text(f'{folder}/dm/name')} {_text(f'{folder}/dm/uuid')} {state}, on {below}"
 
 
 def _network() -> Iterable[str]:
-    for name in _names("/sys/class/net"):
+    for name in names("/sys/class/net"):
         folder = f"/sys/class/net/{name}"
         facts = [_text(f"{folder}/{fact}") for fact in ("address", "operstate")]
         yield " ".join((printable(name), *facts))
 
 
-def _names(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError:
-        return []
-
-
 def _text(path: str) -> str:
     """The first line of a small file."""
-    return printable(_read(path).split(b"\n", 1)[0])
+    return printable(read_if_there(path).split(b"\n", 1)[0])
 
 
 def _properties(view: DeviceView) -> Iterable[str]:
@@ -229,7 +223,7 @@ def _properties(view: DeviceView) -> Iterable[str]:
 
 def _processes() -> Iterable[str]:
     for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
-        words = b" ".join(_read(f"/proc/{name}/cmdline").split(b"\0"))
+        words = b" ".join(read_if_there(f"/proc/{name}/cmdline").split(b"\0"))
         if words:
             yield f"{name:>7} {printable(words.strip())}"
 
@@ -240,11 +234,3 @@ def _lines(path: str) -> list[str]:
             return [printable(line) for line in file.read().splitlines()]
     except OSError as error:
         return [f"{path}: {error.strerror}"]
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
