@@ -27,7 +27,7 @@ from pyinit.rescue.shell import CONTINUE_PATH, STAGE_VARIABLE
 from pyinit.text import printable
 
 # What this program is under other names: see pyinit.rescue.small.
-SMALL = ("chroot", "clear", "head", "ps")
+SMALL = ("chroot", "clear", "df", "head", "ps", "touch")
 
 
 class UsageError(Exception):

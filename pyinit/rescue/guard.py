@@ -109,6 +109,13 @@ class Guard:
         has it alone: who sits at another console has shown nothing. A shell that a person ``asked_for`` can
         be done without.
         """
+        entry = self._context.record.add("shells", stage=stage, start=now(), end=0)
+        try:
+            return self._let_people_work(stage, asked_for=asked_for)
+        finally:
+            entry["end"] = now()
+
+    def _let_people_work(self, stage: str, *, asked_for: bool) -> Ending:
         context, policy = self._context, self.policy()
         console = context.console
         self._close_volumes(policy)

@@ -47,12 +47,21 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     monkeypatch.setattr(missing, "driverless_devices", lambda buses: iter(devices.items()))
     monkeypatch.setattr(missing, "kernel_messages", lambda count: ["other: x", "virtio_blk: no such thing"])
     monkeypatch.setattr(missing, "work", lambda record: ["somebody works"])
+    monkeypatch.setattr(missing, "_PCI_DEVICES", str(tmp_path / "pci"))
     return devices
 
 
-def explain(record: Record, modules: Modules, *known: DeviceView, name: str = "root") -> BootError:
+def explain(
+    record: Record,
+    modules: Modules,
+    *known: DeviceView,
+    name: str = "root",
+    root: DeviceView | None = None,
+) -> BootError:
     spec = devspec.parse_spec(f"UUID={UUID}")
-    return missing.missing_device("cause", name, spec, list(known), modules, record.data, ("luks: waits",))
+    return missing.missing_device(
+        "cause", name, spec, list(known), modules, record.data, ("luks: waits",), root
+    )
 
 
 def test_a_driver_that_is_not_in_the_image_is_named_with_what_brings_it(
@@ -66,7 +75,8 @@ def test_a_driver_that_is_not_in_the_image_is_named_with_what_brings_it(
         "luks: waits",
         "somebody works",
     )
-    assert "build the image with --module nvme, or --mode generic" in error.advice[0]
+    assert error.advice[0] == "The kernel sees no disk: what leads to disks has no driver, as told above."
+    assert "build the image with --module nvme, or --mode generic" in error.advice[1]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +105,47 @@ def test_a_controller_that_nobody_claims_is_told(record: Record, machine: dict[s
     machine["0000:02:00.0"] = alias
     found = explain(record, Modules(EMPTY_INDEX, Console(record))).found
     assert found[1].endswith("[1000:0072]: no module of this kernel is known to claim it")
+
+
+def controller(folder: Path, name: str, alias: str, driver: str) -> None:
+    (folder / "pci" / name).mkdir(parents=True)
+    (folder / "pci" / name / "modalias").write_text(f"{alias}\n")
+    (folder / "pci" / name / "driver").symlink_to(f"/sys/bus/pci/drivers/{driver}")
+
+
+def test_without_a_disk_nothing_is_to_be_corrected(
+    record: Record, machine: dict[str, str], tmp_path: Path
+) -> None:
+    modules = Modules(EMPTY_INDEX, Console(record))
+    loop = partition()._replace(name="loop0", node="/dev/loop0")
+    error = explain(record, modules, loop)
+    assert error.advice[0].startswith("The kernel sees no disk: this machine has none, or the firmware")
+    assert "pyinit set" not in "".join(error.advice)
+
+    controller(tmp_path, "0000:00:1b.0", SOUND, "snd_hda_intel")
+    controller(tmp_path, "0000:01:00.0", NVME, "nvme")
+    error = explain(record, modules)
+    assert "without a disk: PCI 0000:01:00.0 [1b36:0010]: driven by nvme" in error.found
+    assert "snd_hda_intel" not in "".join(error.found)
+    assert error.advice[0].startswith("The kernel sees no disk: look at its plug and power")
+    error = missing.no_root_given("quiet", [], modules)
+    assert error.advice[0].startswith("The kernel sees no disk: look at its plug and power")
+    assert "without a disk: PCI 0000:01:00.0 [1b36:0010]: driven by nvme" in error.found
+
+    disc = loop._replace(name="sr0", properties={"ID_FS_TYPE": "iso9660"})
+    assert "pyinit set root=UUID=..., then" in explain(record, modules, disc).advice[0]
+
+
+def test_the_roots_own_device_is_not_proposed_for_something_else(
+    record: Record, machine: dict[str, str]
+) -> None:
+    root = partition(ID_FS_UUID=UUID[:-1] + "3", ID_FS_TYPE="ext4")
+    error = explain(record, Modules(EMPTY_INDEX, Console(record)), root, name="overlay", root=root)
+    assert error.advice[:2] == (
+        "Correct it here: pyinit set rd.overlay=UUID=..., then leave the shell.",
+        "To keep changes in memory for this time: pyinit set rd.overlay=tmpfs.",
+    )
+    assert not any(line.startswith("nearest") for line in error.found)
 
 
 def test_the_nearest_device_is_what_to_set(record: Record, machine: dict[str, str]) -> None:
