@@ -13,7 +13,7 @@ from pyinit.config import devspec
 from pyinit.config.cmdline import OVERRIDES
 from pyinit.config.cmdline import parse as parse_command_line
 from pyinit.config.distance import closest
-from pyinit.config.options import OPTIONS, boot_config, help_text
+from pyinit.config.options import OPTIONS, BootConfig, boot_config, help_text
 from pyinit.config.sealed import CONFIG_PATH, SealedConfig, parse_config
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
@@ -134,10 +134,22 @@ def _set(words: list[str]) -> int:
     line = " ".join(_quoted(word) for word in words)
     with open(OVERRIDES, "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{line}\n")
-    for warning in (*boot_config(line.encode("utf-8", "surrogateescape")).warnings, *_misspelt(words)):
+    config = boot_config(line.encode("utf-8", "surrogateescape"))
+    for warning in (*config.warnings, *_misspelt(words)):
         print(f"Note: {warning}")
+    for number, text in enumerate(_not_there(config)):
+        print(f"{'      ' if number else 'Note: '}{text}")
     print("Leave the shell to try with it.")
     return 0
+
+
+def _not_there(config: BootConfig) -> list[str]:
+    from pyinit.rescue.missing import named, not_there
+
+    try:
+        return not_there(config, _enumerate()) if named(config) else []
+    except (OSError, BootError):
+        return []  # It is known when the boot looks for it.
 
 
 def _misspelt(words: list[str]) -> list[str]:

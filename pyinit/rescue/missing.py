@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from errno import EIO, ENODEV, ENXIO, ESHUTDOWN
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyinit.config import devspec
 from pyinit.devices.view import DeviceView
@@ -18,6 +18,9 @@ from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import Modules, claims, driverless_devices
 from pyinit.rescue.working import work
 from pyinit.text import printable
+
+if TYPE_CHECKING:
+    from pyinit.config.options import BootConfig
 
 _CONTROLLER = "pci:*bc01sc*"
 # What leads to disks, by modalias: PCI mass storage (base class 01, the controllers), SD hosts (0805), USB
@@ -187,6 +190,33 @@ def no_root_given(
             "Add root=UUID=... (or LABEL=, PARTUUID=, /dev/...) to the boot loader's kernel command line.",
         ),
     )
+
+
+def named(config: BootConfig) -> list[tuple[str, str]]:
+    """The words that name devices, and what they name; ``gpt-auto`` names none."""
+    overlay = config.overlay.device if config.overlay else ""
+    words = {"root": config.root, "mount.usr": config.usr, "rd.overlay": overlay, "resume": config.resume}
+    return [(word, value) for word, value in words.items() if value and not value.startswith("gpt-auto")]
+
+
+def not_there(config: BootConfig, known: list[DeviceView]) -> list[str]:
+    """What to say, a line each, of words that name a device which is not there now."""
+    lines: list[str] = []
+    for word, value in named(config):
+        try:
+            spec = devspec.parse_spec(value)
+        except BootError as error:
+            lines.append(
+                error.cause if word == "root" else f"{word}={printable(value)[:120]} names no device"
+            )
+            continue
+        if devspec.resolve(spec, known):
+            continue
+        near = [f"nearest: {printable(view.node)}: {text}" for view, text in devspec.nearest(spec, known, 3)]
+        later = ", though what is on a volume or an array may come later" * (spec.kind is devspec.Kind.PATH)
+        lines.append(f"no device is {devspec.describe(spec)} now{later}. There is:")
+        lines += [f"  {line}" for line in (*near, *present(known))]
+    return lines
 
 
 def silent_root(exception: BaseException, root: DeviceView | None) -> BootError | None:

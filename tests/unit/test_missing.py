@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinit.config import devspec, sealed
+from pyinit.config.options import boot_config
 from pyinit.config.sealed import EMPTY_INDEX, Aliases, ModuleIndex, dump_drivers, parse_drivers
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import describe, size
@@ -157,6 +158,27 @@ def test_the_nearest_device_is_what_to_set(record: Record, machine: dict[str, st
     assert "pyinit set mount.usr=UUID=" in error.advice[0]
     error = explain(record, Modules(EMPTY_INDEX, Console(record)), near, name="/srv\x1b")
     assert r"the line for /srv\x1b in /sysroot/etc/fstab" in error.advice[0]
+
+
+def test_what_is_set_and_is_not_there_is_told_with_what_there_is() -> None:
+    known = [partition(ID_FS_UUID=UUID, ID_FS_TYPE="ext4", ID_FS_LABEL="small-root")]
+
+    def said(line: bytes) -> list[str]:
+        return missing.not_there(boot_config(line), known)
+
+    assert said(b"root=LABEL=small-root ro quiet resume=UUID=" + UUID.encode()) == []
+    assert said(b"root=gpt-auto") == said(b"rw") == []
+    assert said(b"root=LABEL=smal-root") == [
+        "no device is LABEL=smal-root now. There is:",
+        "  nearest: /dev/vda1: its LABEL small-root differs in 1 character",
+        f"  /dev/vda1  ext4  UUID={UUID}  LABEL=small-root",
+    ]
+    assert said(b"root=/dev/mapper/x")[0] == (
+        "no device is /dev/mapper/x now, though what is on a volume or an array may come later. There is:"
+    )
+    assert said(b"rd.overlay=changes") == ["rd.overlay=changes names no device"]
+    assert said(b"root=vda1")[0].startswith("root=vda1 is not understood")
+    assert missing.not_there(boot_config(b"mount.usr=LABEL=x"), [])[1] == "  no block device at all"
 
 
 def test_an_error_of_the_device_is_found_below_what_it_led_to(machine: dict[str, str]) -> None:
