@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple, Protocol
 
-from pyinit.kernel.terminal import active_consoles, write_patiently
+from pyinit.kernel.terminal import Writer, active_consoles
 
 _CHUNK = 4096
 
@@ -43,6 +43,7 @@ class Keyboard:
         self._listeners: list[Listener] = []
         self._terminals: dict[int, _Terminal] = {}
         self._buffer = bytearray(_CHUNK)
+        self._writer = Writer()
 
     def listen(self, listener: Listener, *, behind: bool = False) -> None:
         """Let a listener have what is typed from now on, before all others or behind them."""
@@ -98,7 +99,7 @@ class Keyboard:
         """Write to one terminal only, the one where somebody types."""
         for descriptor, known in self._terminals.items():
             if known.path == terminal:
-                write_patiently(descriptor, data)
+                self._writer.write(terminal, descriptor, data)
 
     def close(self) -> None:
         """Give the terminals back as they were, whoever listens: a shell is about to have them."""

@@ -60,6 +60,8 @@ def _words_of_pyinit(words: list[str], word: str) -> Iterable[str]:
             return _devices()
         case ["report"]:
             return ["--to"]
+        case ["report", "--to", _]:
+            return ["--force"]
     return []
 
 

@@ -206,9 +206,8 @@ def not_there(config: BootConfig, known: list[DeviceView]) -> list[str]:
         try:
             spec = devspec.parse_spec(value)
         except BootError as error:
-            lines.append(
-                error.cause if word == "root" else f"{word}={printable(value)[:120]} names no device"
-            )
+            why = "; ".join((error.cause, *error.advice[:-1]))
+            lines.append(why if word == "root" else f"{word}={printable(value)[:80]} names no device")
             continue
         if devspec.resolve(spec, known):
             continue

@@ -56,9 +56,25 @@ def test_a_failed_boot_is_looked_at_reported_and_continued(start: Start, witness
     assert "systemd-udevd (" in status
     assert "UUID or label is that of a disk that was replaced" in shell.check("pyinit explain E-DEV")
 
-    written = shell.check("pyinit report --to LABEL=stick")
+    doubtful = shell.run("pyinit report --to LABEL=stick")
+    assert (doubtful.status, "nothing was written to /dev/vdb: it is no stick" in doubtful.output) == (
+        1,
+        True,
+    )
+    assert "all the same: pyinit report --to LABEL=stick --force" in doubtful.output
+    shell.check("pyinit set root=LABEL=small-root")
+    root = shell.run("pyinit report --to vda1")
+    assert (root.status, "/dev/vda1: root=LABEL=small-root names it; " in root.output) == (1, True)
+    gone = shell.check("pyinit set root=LABEL=gone")
+    assert "Note: no device is LABEL=gone now. There is:\n      /dev/vda  " in gone
+    results = shell.run("pyinit report --to ttyS1")
+    assert (results.status, "/dev/ttyS1 carries what rd.pyinit.report sends" in results.output) == (1, True)
+    written = shell.check("pyinit report --to LABEL=stick --force")
     folder = written.split("directory ")[1].rstrip(".")
-    shell.check("mkdir /stick && mount -o ro LABEL=stick /stick")
+    lost = shell.run("chroot")
+    assert (lost.status, "chroot: nothing is mounted on /sysroot." in lost.output) == (1, True)
+    shell.check("mkdir /stick && touch /stick/x && mount -o ro LABEL=stick /stick")
+    assert re.search(r"\n/dev/vdb +\S+ MiB +\S+ .iB +\S+ MiB /stick\n", shell.check("df -h") + "\n")
     report = shell.check(f"cat /stick/{folder}/report.txt")
     assert "E-DEV root: LABEL=gone did not appear" in report
     assert "--- kernel log\n" in report and "ID_FS_LABEL=stick" in report

@@ -177,7 +177,7 @@ def test_what_is_set_and_is_not_there_is_told_with_what_there_is() -> None:
         "no device is /dev/mapper/x now, though what is on a volume or an array may come later. There is:"
     )
     assert said(b"rd.overlay=changes") == ["rd.overlay=changes names no device"]
-    assert said(b"root=vda1")[0].startswith("root=vda1 is not understood")
+    assert said(b"root=vda1") == ["root=vda1 is not understood; Did you mean root=/dev/vda1 ?"]
     assert missing.not_there(boot_config(b"mount.usr=LABEL=x"), [])[1] == "  no block device at all"
 
 
