@@ -504,7 +504,8 @@ class Boot(Context):
             known = list(self.known())
             if patient:
                 raise discovery.missing(error.cause, known, present(known)) from None
-            raise no_root_given(self.record.data["cmdline"], known, discovery.remarks(known)) from None
+            remarks = discovery.remarks(known)
+            raise no_root_given(self.record.data["cmdline"], known, self.modules, remarks) from None
         self.discovery = discovery
         discovery.choose(root)
         self.console.info(f"root is {describe(root)}: {discovery.reason(list(self.known()))}")
@@ -714,7 +715,9 @@ class Boot(Context):
 
         known = list(self.known())
         waiting = [f"{stack.name}: {line}" for stack in self.assemblers for line in stack.waits_for()]
-        return missing_device(error.cause, name, spec, known, self.modules, self.record.data, waiting)
+        return missing_device(
+            error.cause, name, spec, known, self.modules, self.record.data, waiting, self.root
+        )
 
 
 def _write_blacklist(names: Collection[str]) -> None:

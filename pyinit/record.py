@@ -19,6 +19,9 @@ Schema 1; every time is in microseconds of CLOCK_MONOTONIC, which starts with th
     brought it, or ``enumerated``).
 ``modules``
     ``name``, ``start``, ``end``, ``result`` (``loaded``, ``present``, or the error).
+``shells``
+    ``stage``, ``start``, ``end``: when a person was at work in the rescue shell, or was asked for its
+    password; ``end`` is 0 until then. A record of an earlier version has none of these.
 ``children``
     ``argv``, ``pid``, ``start``, ``end``, ``status`` (exit status, or the signal's negative number).
 ``mounts``
@@ -68,6 +71,7 @@ class Record:
             "stages": [],
             "wants": [],
             "modules": [],
+            "shells": [],
             "children": [],
             "mounts": [],
             "events": {"read": 0, "reopened": 0},
@@ -102,6 +106,7 @@ _STEP: dict[str, tuple[type, ...]] = {"start": (int,), "end": (int,)}
 _ENTRIES: dict[str, dict[str, tuple[type, ...]]] = {
     "stages": {"name": (str,), "outcome": (str,), **_STEP},
     "modules": {"name": (str,), "result": (str,), **_STEP},
+    "shells": {"stage": (str,), **_STEP},
     "children": {"argv": (list,), "start": (int,), "end": (int, type(None))},
     "wants": {
         **dict.fromkeys(("name", "spec", "outcome", "by", "event"), (str,)),
@@ -129,6 +134,7 @@ def decode(data: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _check(record, _HEAD, "it")
+    record.setdefault("shells", [])
     for kind, fields in _ENTRIES.items():
         if not isinstance(record.get(kind), list):
             raise ValueError(f"it has no list of {kind}")
@@ -179,6 +185,9 @@ def timeline(record: dict[str, Any]) -> list[str]:
             rows.append(
                 (module["start"], module["end"] - module["start"], f"    module {module['name']}{result}")
             )
+    for shell in record["shells"]:
+        duration = shell["end"] - shell["start"] if shell["end"] else None
+        rows.append((shell["start"], duration, f"rescue shell in {shell['stage']}"))
     for child in record["children"]:
         duration = child["end"] - child["start"] if child["end"] else None
         rows.append((child["start"], duration, f"    {_process(child['argv'])}"))
@@ -201,8 +210,10 @@ def timeline(record: dict[str, Any]) -> list[str]:
     for at, took, text in rows:
         lines.append(f"{at / 1000:8.1f} {'' if took is None else f'{took / 1000:6.1f}':>6}  {text}")
     if handover and handover["at"]:
-        spent = handover["at"] - started
-        lines.append(f"{spent / 1000:.1f} ms from /init to the real init")
+        people = sum(shell["end"] - shell["start"] for shell in record["shells"] if shell["end"])
+        spent = handover["at"] - started - people
+        without = f", without {people / 1000:.1f} ms in the rescue shell" if people else ""
+        lines.append(f"{spent / 1000:.1f} ms from /init to the real init{without}")
     return lines
 
 

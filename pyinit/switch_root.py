@@ -34,6 +34,7 @@ from typing import NamedTuple, NoReturn
 from pyinit.errors import BootError
 from pyinit.kernel import mountinfo
 from pyinit.kernel.executable import NotExecutable, Program, check_program
+from pyinit.kernel.files import names
 from pyinit.kernel.mountinfo import Mount
 from pyinit.kernel.syscalls import (
     LIBRARY_SIGNALS,
@@ -210,7 +211,7 @@ def resolve_init(root: str, requested: str | None, candidates: Sequence[str] = C
             f"Boot with init={others[0]}, or repair {printable(requested or '')} in {root}.",
         )
     else:
-        found = f"{root} holds {_listing(sorted(_names(root))) or 'nothing'}"
+        found = f"{root} holds {_listing(names(root)) or 'nothing'}"
         advice = (
             f"Check in the rescue shell that {root} is the root of the system and that its /usr is mounted.",
             "Another program can be named with init=.",
@@ -598,7 +599,7 @@ def _execute(
         "E-INIT",
         "no init could be executed in the new root, and the initramfs is gone",
         tried=tuple(failed),
-        found=(f"/ holds {_listing(sorted(_names('/')))}",),
+        found=(f"/ holds {_listing(names('/'))}",),
         advice=("Boot again with rd.break=pre-pivot to look at the root before it is entered.",),
     )
 
@@ -713,7 +714,7 @@ def _check_usr(root: str) -> None:
         for name in ("bin", "sbin", "lib")
         if os.path.islink(f"{root}/{name}") and os.readlink(f"{root}/{name}").lstrip("/").startswith("usr/")
     ]
-    if links and not _names(f"{root}/usr"):
+    if links and not names(f"{root}/usr"):
         raise BootError(
             "E-ROOTFS",
             "/usr of the new root is empty, and the system needs it to start",
@@ -749,13 +750,6 @@ def _depth(mount_id: int, parents: Mapping[int, int]) -> int:
         seen.add(mount_id)
         mount_id = parents[mount_id]
     return len(seen)
-
-
-def _names(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
 
 
 def _listing(names: Collection[str]) -> str:

@@ -711,7 +711,11 @@ def _firmware(plan: Plan, kernel: Kernel, wanted: dict[str, list[str]], places: 
     if missing:
         examples = ", ".join(f"{module} ({names[0]})" for module, names in sorted(missing.items())[:4])
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        plan.warn(f"firmware that modules ask for is not installed: {printable(examples)}{more}")
+        plan.warn(
+            f"devices of these drivers may not work at boot, for their firmware is not installed: "
+            f"{printable(examples)}{more}. It matters if the root is behind one of them: then install its "
+            "firmware (Debian: packages named firmware-*) and build again"
+        )
 
 
 def _matches(sysroot: Sysroot, path: str) -> list[str]:

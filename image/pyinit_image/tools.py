@@ -64,8 +64,10 @@ APPLETS = (
 OWN = {
     "chroot": "work with the tools of the root on /sysroot",
     "clear": "empty the screen",
+    "df": "room on file systems",
     "head": "the first lines",
     "ps": "list processes",
+    "touch": "make empty files",
 }
 
 #: Words that people type without thinking; they are the command of the rescue shell, too.

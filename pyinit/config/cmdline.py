@@ -50,6 +50,11 @@ class CommandLine(NamedTuple):
         """Return every word with this key, in order."""
         return [word for word in self.words if word.key == key]
 
+    def text(self, key: str) -> str:
+        """Return the value that counts; empty when there is none."""
+        word = self.last(key)
+        return word.value or "" if word else ""
+
     def flag(self, key: str, default: bool) -> bool:
         """Read a switch: ``0``, ``no`` and ``off`` are false, any other value and the bare key are true."""
         word = self.last(key)

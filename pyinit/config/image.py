@@ -46,22 +46,17 @@ def image_words(line: CommandLine, root: str, warnings: list[str]) -> tuple[str,
 
     ``warnings`` gets what is not understood.
     """
-
-    def text(name: str) -> str:
-        word = line.last(name)
-        return word.value or "" if word else ""
-
     device = live_device(root)
     if device or line.flag("rd.live.image", False):
-        folder = text("rd.live.dir") or LIVE_FOLDER
-        name = text("rd.live.squashimg") or LIVE_NAME
+        folder = line.text("rd.live.dir") or LIVE_FOLDER
+        name = line.text("rd.live.squashimg") or LIVE_NAME
         return device or root, ImageFile(normalise(f"/{folder}/{name}"), live=True)
-    path = text("loop")
+    path = line.text("loop")
     if not path:
         return root, None
     place = normalise(f"/{path}")
     if place == "/":
         warnings.append(f"loop={printable(path)[:80]} is not understood: the path of a file is expected")
         return root, None
-    fstype = text("loopfstype")
-    return root, ImageFile(place, "" if fstype == "auto" else fstype, text("loopflags"))
+    fstype = line.text("loopfstype")
+    return root, ImageFile(place, "" if fstype == "auto" else fstype, line.text("loopflags"))

@@ -675,7 +675,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "=SECONDS",
         "0",
         "The kernel's own: restart so many seconds after a panic, at once if negative, never if 0. "
-        "pyinit restarts so too, after a failure for which there is no shell.",
+        "pyinit restarts so too, after a failure for which there is no shell, and when the password of the "
+        "rescue shell is asked for and no key was pressed for so many seconds.",
         "cmdline",
         low=-(2**31),
         high=2**31 - 1,
@@ -1050,8 +1051,7 @@ class _Reader:
         self.warnings = warnings
 
     def text(self, name: str) -> str:
-        word = self.line.last(name)
-        return word.value or "" if word else ""
+        return self.line.text(name)
 
     def present(self, name: str) -> bool:
         return self.line.last(name) is not None

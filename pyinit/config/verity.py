@@ -41,25 +41,20 @@ class VerityWords(NamedTuple):
 
 def verity_words(line: CommandLine, warnings: list[str]) -> VerityWords | None:
     """Read the words; None when the root is not to be checked. ``warnings`` gets what is not understood."""
-
-    def text(name: str) -> str:
-        word = line.last(name)
-        return word.value or "" if word else ""
-
     if line.last("roothash") is None:
         return None
     if not (line.flag("systemd.verity", True) and line.flag("rd.systemd.verity", True)):
         return None
     options = []
-    for option in split_options(text("systemd.verity_root_options")):
+    for option in split_options(line.text("systemd.verity_root_options")):
         if option.partition("=")[0] in _OPTIONS:
             options.append(option)
         else:
             warnings.append(f"systemd.verity_root_options: {printable(option)[:80]} is not understood")
     return VerityWords(
-        text("roothash"),
-        text("systemd.verity_root_data"),
-        text("systemd.verity_root_hash"),
+        line.text("roothash"),
+        line.text("systemd.verity_root_data"),
+        line.text("systemd.verity_root_hash"),
         tuple(options),
     )
 

@@ -20,7 +20,7 @@ from typing import Any
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
-from pyinit.kernel.files import read_if_there
+from pyinit.kernel.files import names, read_if_there, remove_if_there
 from pyinit.kernel.memory import MIB, total
 from pyinit.kernel.process import Children
 from pyinit.kernel.syscalls import datagram_socket
@@ -214,7 +214,7 @@ class Devices:
 
     def names(self) -> list[str]:
         """The names of all devices of the subsystem that the kernel knows."""
-        return _list(f"/sys/class/{self._subsystem}")
+        return names(f"/sys/class/{self._subsystem}")
 
     def size(self, name: str) -> int:
         """The size of a block device in sectors of 512 bytes; 0 for an unused loop device, an empty drive."""
@@ -242,7 +242,7 @@ def trigger_devices(*, everything: bool = False) -> None:
     includes all devices. The real system's coldplug announces everything once more anyway.
     """
     paths = []
-    for name in _list("/sys/class/block"):
+    for name in names("/sys/class/block"):
         path = f"/sys/class/block/{name}"
         try:
             with open(f"{path}/dev", "rb") as file:
@@ -253,10 +253,10 @@ def trigger_devices(*, everything: bool = False) -> None:
             paths.append(path)
     if everything:
         for kind in ("bus", "class"):
-            for group in _list(f"/sys/{kind}"):
+            for group in names(f"/sys/{kind}"):
                 if group != "block":
                     directory = f"/sys/bus/{group}/devices" if kind == "bus" else f"/sys/class/{group}"
-                    paths += [f"{directory}/{name}" for name in _list(directory)]
+                    paths += [f"{directory}/{name}" for name in names(directory)]
     for path in paths:
         try:
             fd = os.open(f"{path}/uevent", os.O_WRONLY | os.O_CLOEXEC)
@@ -278,9 +278,9 @@ def reread_partitions() -> None:
     """
     import fcntl
 
-    for name in _list("/sys/block"):
+    for name in names("/sys/block"):
         path = f"/sys/block/{name}"
-        if not os.path.exists(f"{path}/device") or any(part.startswith(name) for part in _list(path)):
+        if not os.path.exists(f"{path}/device") or any(part.startswith(name) for part in names(path)):
             continue
         try:
             fd = os.open(f"/dev/{name.replace('!', '/')}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -302,28 +302,28 @@ def clean_database(run: str = "/run/udev") -> None:
     link claims and watches stay with them.
     """
     kept = set()
-    for name in _list(f"{run}/data"):
+    for name in names(f"{run}/data"):
         path = f"{run}/data/{name}"
         if _mode(path) & S_ISVTX:
             kept.add(name)
         else:
-            _unlink(path)
+            remove_if_there(path)
     for kind in ("links", "tags"):
-        for group in _list(f"{run}/{kind}"):
-            for name in _list(f"{run}/{kind}/{group}"):
+        for group in names(f"{run}/{kind}"):
+            for name in names(f"{run}/{kind}/{group}"):
                 if name not in kept:
-                    _unlink(f"{run}/{kind}/{group}/{name}")
+                    remove_if_there(f"{run}/{kind}/{group}/{name}")
             try:
                 os.rmdir(f"{run}/{kind}/{group}")
             except OSError:
                 pass
-    for name in _list(f"{run}/watch"):
+    for name in names(f"{run}/watch"):
         # Each watch is two links that name each other: the device's and the watch descriptor's.
         path = f"{run}/watch/{name}"
         if name not in kept and _target(path) not in kept:
-            _unlink(path)
+            remove_if_there(path)
     for name in ("control", "queue"):
-        _unlink(f"{run}/{name}")
+        remove_if_there(f"{run}/{name}")
 
 
 def _mode(path: str) -> int:
@@ -338,13 +338,6 @@ def _target(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
 
 
 def _view(device: Any) -> DeviceView:
@@ -413,10 +406,3 @@ def _ending(status: int | None) -> str:
     if status is not None and status < 0:
         return f"signal {-status}"
     return f"exit status {status}"
-
-
-def _list(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError:
-        return []

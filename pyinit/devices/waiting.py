@@ -32,6 +32,8 @@ PATIENCE = 5.0
 # Seconds between lines about work that nobody is asked for.
 NEXT_WORD = 10.0
 FULL_COLDPLUG = 1.0
+# After so many seconds people begin to type, and may type a passphrase before it is asked for.
+HUSH = 1.0
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 # A device that matches is used at once, unless the kernel has announced other block devices that udevd has
 # not looked at yet: a copy of the root could be among them, and which of the two is first must not decide.
@@ -141,6 +143,7 @@ class Waiter:
             return self._wait(want, entry)
         finally:
             self._end_progress()
+            self._keyboard.unhush()
 
     def _wait(self, want: Want, entry: dict[str, Any]) -> DeviceView:
         asked = before = monotonic()
@@ -151,6 +154,7 @@ class Waiter:
         deadline = None if want.timeout is None else asked + want.timeout
         notice = asked + PATIENCE
         coldplug = asked + FULL_COLDPLUG
+        hush = asked + HUSH
         grace = inf
         prepared = False
         if self._daemon.restart_if_dead():
@@ -197,6 +201,9 @@ class Waiter:
             if not self._coldplugged and moment >= coldplug:
                 self._coldplugged = True
                 trigger_devices(everything=True)
+            if moment >= hush:
+                hush = inf
+                self._keyboard.hush()
             if moment >= notice:
                 self._daemon.wake()
                 if held:
@@ -204,7 +211,7 @@ class Waiter:
                     self._tell_of_work()
                 else:
                     notice = self._tell(want, moment, asked, deadline)
-            times = [notice, grace, *(stack.wake() for stack in self._assemblers)]
+            times = [notice, hush, grace, *(stack.wake() for stack in self._assemblers)]
             if deadline is not None and open_end:
                 times.append(deadline)
             if not self._coldplugged:

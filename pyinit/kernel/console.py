@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from pyinit.kernel.terminal import active_consoles, write_patiently
+from pyinit.kernel.terminal import Writer, active_consoles, write_patiently
 from pyinit.record import Record
 
 LOG_PATH = "/run/pyinit/log"
@@ -45,6 +45,7 @@ class Console:
         self._kmsg = -1
         self._kmsg_limit = b""
         self._screens: list[str] = []
+        self._writer = Writer()
         self._log = -1
 
     def open(self) -> None:
@@ -132,7 +133,7 @@ class Console:
         except OSError:
             return
         keep = self.last_line
-        write_patiently(fd, keep.lift(path) + data + keep.lay(path) if keep else data)
+        self._writer.write(path, fd, keep.lift(path) + data + keep.lay(path) if keep else data)
         os.close(fd)
 
     def screens(self) -> tuple[str, ...]:

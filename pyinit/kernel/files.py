@@ -49,10 +49,10 @@ def remove_if_there(path: str) -> None:
 
 
 def names(path: str) -> list[str]:
-    """The names in a directory, sorted; none when it cannot be read."""
+    """The names in a directory, sorted; none when it cannot be read, or the path is none."""
     try:
         return sorted(os.listdir(path))
-    except OSError:
+    except (OSError, ValueError):  # A zero byte, or what is no Unicode.
         return []
 
 

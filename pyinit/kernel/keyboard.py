@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple, Protocol
 
-from pyinit.kernel.terminal import active_consoles, write_patiently
+from pyinit.kernel.terminal import Writer, active_consoles
 
 _CHUNK = 4096
 
@@ -43,9 +43,13 @@ class Keyboard:
         self._listeners: list[Listener] = []
         self._terminals: dict[int, _Terminal] = {}
         self._buffer = bytearray(_CHUNK)
+        self._writer = Writer()
+        self._hushed = False
 
     def listen(self, listener: Listener, *, behind: bool = False) -> None:
         """Let a listener have what is typed from now on, before all others or behind them."""
+        if not self._listeners:
+            self.close()
         if listener not in self._listeners:
             self._listeners.insert(0 if behind else len(self._listeners), listener)
         if not self._terminals:
@@ -57,6 +61,23 @@ class Keyboard:
             self._listeners.remove(listener)
         if not self._listeners:
             self.close()
+            if self._hushed:
+                self._open()
+
+    def hush(self) -> None:
+        """Until :meth:`unhush` the terminals show nothing of what is typed while nobody listens.
+
+        It stays in their buffers for who listens next.
+        """
+        self._hushed = True
+        if not self._terminals:
+            self._open()
+
+    def unhush(self) -> None:
+        """Let the terminals echo again."""
+        self._hushed = False
+        if not self._listeners:
+            self.close()
 
     def hears(self, listener: Listener) -> bool:
         """Whether it is this listener who gets what is typed now."""
@@ -64,7 +85,7 @@ class Keyboard:
 
     def descriptors(self) -> tuple[int, ...]:
         """The descriptors that become readable when something was typed."""
-        return tuple(self._terminals)
+        return tuple(self._terminals) if self._listeners else ()
 
     def terminals(self) -> tuple[str, ...]:
         """The paths of the terminals that are read."""
@@ -98,7 +119,7 @@ class Keyboard:
         """Write to one terminal only, the one where somebody types."""
         for descriptor, known in self._terminals.items():
             if known.path == terminal:
-                write_patiently(descriptor, data)
+                self._writer.write(terminal, descriptor, data)
 
     def close(self) -> None:
         """Give the terminals back as they were, whoever listens: a shell is about to have them."""
@@ -121,6 +142,11 @@ class Keyboard:
             try:
                 before = termios.tcgetattr(fd)
                 keys = list(before)
+                if not self._listeners:
+                    keys[3] &= ~termios.ECHO
+                    termios.tcsetattr(fd, termios.TCSANOW, keys)
+                    self._terminals[fd] = _Terminal(path, before, keys, keys)
+                    continue
                 keys[1] |= termios.OPOST | termios.ONLCR
                 keys[3] &= ~(termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
                 # No character is special: none is lost that arrives during a read.

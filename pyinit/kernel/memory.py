@@ -27,12 +27,17 @@ def free() -> int:
 
 
 def meminfo() -> dict[str, int]:
-    """/proc/meminfo in bytes (proc(5)); empty when it cannot be read."""
+    """/proc/meminfo in bytes; empty when it cannot be read."""
+    return parse_meminfo(read_if_there("/proc/meminfo"))
+
+
+def parse_meminfo(data: bytes) -> dict[str, int]:
+    """Read /proc/meminfo (proc_meminfo(5)), what it has in kB: bytes by name."""
     found = {}
-    for line in read_if_there("/proc/meminfo").splitlines():
+    for line in data.splitlines():
         name, _, value = line.partition(b":")
         number, _, unit = value.strip().partition(b" ")
-        if number.isdigit() and unit == b"kB":
+        if number.isdigit() and len(number) < 20 and unit == b"kB":
             found[name.decode("ascii", "replace")] = int(number) << 10
     return found
 

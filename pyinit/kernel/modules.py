@@ -17,6 +17,7 @@ from pyinit.config.cmdline import Word
 from pyinit.config.sealed import ModuleIndex, underscored
 from pyinit.kernel import memory
 from pyinit.kernel.console import Console
+from pyinit.kernel.files import names
 from pyinit.kernel.patience import Patience
 from pyinit.kernel.syscalls import MODULE_INIT_COMPRESSED_FILE, finit_module
 from pyinit.record import now
@@ -264,7 +265,7 @@ def driverless_devices(buses: Collection[str]) -> Iterator[tuple[str, str]]:
     """The name (``0000:00:1f.2``) and ``modalias`` of every device on these buses that has no driver."""
     for bus in buses:
         devices = f"/sys/bus/{bus}/devices"
-        for device in _list(devices):
+        for device in names(devices):
             path = f"{devices}/{device}"
             if os.path.lexists(f"{path}/driver"):
                 continue
@@ -275,13 +276,6 @@ def driverless_devices(buses: Collection[str]) -> Iterator[tuple[str, str]]:
                 continue
             if alias:
                 yield device, alias.decode("ascii", "backslashreplace")
-
-
-def _list(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError:
-        return []
 
 
 def _command_line_options(words: Iterable[Word]) -> dict[str, str]:

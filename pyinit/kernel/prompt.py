@@ -150,19 +150,25 @@ class Prompt:
             return
 
 
-def attend(keyboard: Keyboard, children: Children, until: float = inf) -> None:
-    """Sleep until a key was pressed, a child has ended or ``until`` (time.monotonic) has come; see to it."""
+def attend(keyboard: Keyboard, children: Children, until: float = inf) -> bool:
+    """Sleep until a key was pressed, a child has ended or ``until`` (time.monotonic) has come; see to it.
+
+    Returns whether a key was pressed.
+    """
     poll = select.poll()
     ended = children.watch()
     poll.register(ended, select.POLLIN)
     for descriptor in keyboard.descriptors():
         poll.register(descriptor, select.POLLIN)
     timeout = None if until == inf else max(0.0, until - monotonic()) * 1000
+    pressed = False
     for descriptor, _ in poll.poll(timeout):
         if descriptor == ended:
             children.woken()
         else:
             keyboard.read(descriptor)
+            pressed = True
+    return pressed
 
 
 def _text(why: str) -> bytes:

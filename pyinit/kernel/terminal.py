@@ -28,6 +28,24 @@ def write_patiently(fd: int, data: bytes, patience: float = PATIENCE) -> bool:
     return True
 
 
+class Writer:
+    """Writes to several terminals, and waits once for each one that has stopped.
+
+    One that took nothing for a whole second is given up: it gets what it takes at once, until that is all of
+    a piece again. Otherwise a forgotten Ctrl-S would cost a boot a second for every line.
+    """
+
+    def __init__(self) -> None:
+        self._stopped: set[str] = set()
+
+    def write(self, path: str, fd: int, data: bytes) -> None:
+        """Write to the terminal ``path``, which is open, nonblocking, as ``fd``."""
+        if write_patiently(fd, data, 0.0 if path in self._stopped else PATIENCE):
+            self._stopped.discard(path)
+        else:
+            self._stopped.add(path)
+
+
 def drain(fd: int) -> None:
     """Wait until what was written to a terminal has been sent."""
     import termios

@@ -13,11 +13,12 @@ from pyinit.config import devspec
 from pyinit.config.cmdline import OVERRIDES
 from pyinit.config.cmdline import parse as parse_command_line
 from pyinit.config.distance import closest
-from pyinit.config.options import OPTIONS, boot_config, help_text
+from pyinit.config.options import OPTIONS, BootConfig, boot_config, help_text
 from pyinit.config.sealed import CONFIG_PATH, SealedConfig, parse_config
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.ending import ACTIONS, end_machine
+from pyinit.kernel.files import read_if_there
 from pyinit.kernel.patience import Patience
 from pyinit.record import PATH as RECORD_PATH
 from pyinit.record import decode, timeline
@@ -26,7 +27,7 @@ from pyinit.rescue.shell import CONTINUE_PATH, STAGE_VARIABLE
 from pyinit.text import printable
 
 # What this program is under other names: see pyinit.rescue.small.
-SMALL = ("chroot", "clear", "head", "ps")
+SMALL = ("chroot", "clear", "df", "head", "ps", "touch")
 
 
 class UsageError(Exception):
@@ -97,7 +98,7 @@ def _status(words: list[str]) -> int:
     from pyinit.rescue.status import gather, status
 
     _none(words)
-    print("\n".join(status(gather(_record(), _failure(), _read(OVERRIDES)))))
+    print("\n".join(status(gather(_record(), _failure(), read_if_there(OVERRIDES)))))
     return 0
 
 
@@ -133,10 +134,22 @@ def _set(words: list[str]) -> int:
     line = " ".join(_quoted(word) for word in words)
     with open(OVERRIDES, "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{line}\n")
-    for warning in (*boot_config(line.encode("utf-8", "surrogateescape")).warnings, *_misspelt(words)):
+    config = boot_config(line.encode("utf-8", "surrogateescape"))
+    for warning in (*config.warnings, *_misspelt(words)):
         print(f"Note: {warning}")
+    for text in _not_there(config):
+        print(f"{'    ' if text.startswith(' ') else 'Note: '}{text}")
     print("Leave the shell to try with it.")
     return 0
+
+
+def _not_there(config: BootConfig) -> list[str]:
+    try:
+        from pyinit.rescue.missing import named, not_there
+
+        return not_there(config, _enumerate()) if named(config) else []
+    except Exception:
+        return []  # The word is set, and the boot will say it.
 
 
 def _misspelt(words: list[str]) -> list[str]:
@@ -175,7 +188,7 @@ def _mount_root(words: list[str]) -> int:
         raise UsageError("it needs a device")
     if os.path.ismount(mount.SYSROOT):
         raise OSError(f"{mount.SYSROOT} has a mount already: umount {mount.SYSROOT} first")
-    device = _named(words[0])
+    device = _named(words[0], _enumerate())
     options = words[1] if len(words) == 2 else ""
     plan = mount.root_mount(
         device.node, device.properties.get("ID_FS_TYPE", ""), options, "rw" in options.split(",")
@@ -184,7 +197,7 @@ def _mount_root(words: list[str]) -> int:
     lines = _command_lines()
     parameters = [word for line in lines for word in parse_command_line(line).words]
     blacklist = boot_config(*lines).drivers_never
-    modules = Modules(parse_modules(_read(MODULES_PATH)), console, parameters, blacklist)
+    modules = Modules(parse_modules(read_if_there(MODULES_PATH)), console, parameters, blacklist)
     mount.mount_filesystem(plan, (), modules, console, Patience(console))
     print(f"{printable(device.node)} is mounted on {mount.SYSROOT}.")
     try:
@@ -199,13 +212,16 @@ def _mount_root(words: list[str]) -> int:
 def _report(words: list[str]) -> int:
     from pyinit.rescue import report
 
-    if words and (len(words) != 2 or words[0] != "--to"):
-        raise UsageError("it takes --to and one place")
+    force = "--force" in words
+    words = [word for word in words if word != "--force"]
+    if (words or force) and (len(words) != 2 or words[0] != "--to"):
+        raise UsageError("it takes --to and one place, and --force")
     record = _record()
     try:
         image: SealedConfig | None = _image()
     except (OSError, BootError):
         image = None
+    config = boot_config(*_command_lines()) if image else boot_config(read_if_there("/proc/cmdline"))
     text = report.compose(_failure(), record, _enumerate() if image else (), image)
     report.write_report(text)
     print(f"{report.REPORT_PATH} is written: {len(text)} bytes.")
@@ -214,10 +230,22 @@ def _report(words: list[str]) -> int:
     place = words[1]
     path = place if place.startswith("/") else f"/dev/{place}"
     if "=" not in place and os.path.exists(path) and not _is_block(path):
+        if config.report and os.path.exists(config.report) and os.path.samefile(config.report, path):
+            raise OSError(
+                f"{printable(path)} carries what rd.pyinit.report sends, for a program that reads it; "
+                "a report in between would spoil it"
+            )
         report.copy_to_terminal(path, text)
         print(f"Sent to {printable(path)}.")
         return 0
-    device = _named(place)
+    devices = _enumerate()
+    device = _named(place, devices)
+    reasons = report.look_at_target(device, devices, config)
+    if reasons and not force:
+        raise OSError(
+            f"nothing was written to {printable(device.node)}: {'; '.join(reasons)}. "
+            f"To write to it all the same: pyinit report --to {printable(place)} --force"
+        )
     known = json.dumps(report.masked(record), indent=1).encode("ascii")
     folder = report.copy_to_disk(device, {"report.txt": text, "boot.json": known})
     print(f"Copied to {printable(device.node)}, directory {folder}.")
@@ -293,7 +321,7 @@ COMMANDS: dict[str, Command] = {
     "retry": Command("", "leave the shell and try again what failed", _go_on),
     "continue": Command("", "the same, after rd.break", _go_on),
     "timeline": Command("", "what was done so far, and how long it took", _timeline),
-    "report": Command("[--to DEVICE]", "write a report; copy it to a disk, send it to ttyS0", _report),
+    "report": Command("[--to PLACE [--force]]", "write a report; to a stick, to ttyS0 as well", _report),
     "python": Command("", "a Python console with the boot's objects", _python),
     **{name: Command("", f"{name} the machine, disks written out", _end(name)) for name in ACTIONS},
     "help": Command("", "this list", _help),
@@ -305,14 +333,6 @@ def _none(words: Sequence[str]) -> None:
         raise UsageError("it takes no further words")
 
 
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return b""
-
-
 def _image() -> SealedConfig:
     with open(CONFIG_PATH, "rb") as file:
         return parse_config(file.read())
@@ -321,7 +341,7 @@ def _image() -> SealedConfig:
 def _command_lines() -> tuple[bytes, ...]:
     """Those that count for the next try, later ones more."""
     sealed = _image().cmdline.encode("utf-8", "surrogateescape")
-    return sealed, _read("/proc/cmdline"), *_read(OVERRIDES).splitlines()
+    return sealed, read_if_there("/proc/cmdline"), *read_if_there(OVERRIDES).splitlines()
 
 
 def _record() -> dict[str, Any]:
@@ -334,7 +354,7 @@ def _record() -> dict[str, Any]:
 
 
 def _failure() -> list[str]:
-    return _read(FAILURE_PATH).decode("ascii", "backslashreplace").splitlines()
+    return read_if_there(FAILURE_PATH).decode("ascii", "backslashreplace").splitlines()
 
 
 def _enumerate() -> list[DeviceView]:
@@ -344,11 +364,11 @@ def _enumerate() -> list[DeviceView]:
     return probed(Devices(_image().libraries).enumerate())
 
 
-def _named(text: str) -> DeviceView:
+def _named(text: str, devices: list[DeviceView]) -> DeviceView:
     """The one device that a person named as root= would; OSError when there is none, or more than one."""
     if "=" not in text and not text.startswith("/"):
         text = f"/dev/{text}"
-    found = devspec.resolve(devspec.parse_spec(text), _enumerate())
+    found = devspec.resolve(devspec.parse_spec(text), devices)
     if len(found) != 1:
         many = f"{len(found)} devices are" if found else "no block device is"
         raise OSError(f"{many} {printable(text)}; see pyinit devices")

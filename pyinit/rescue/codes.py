@@ -275,7 +275,7 @@ HELP: dict[str, Help] = {
     "E-INTERNAL": Help(
         ("A defect of pyinit, or an image whose files do not fit together.",),
         (
-            "`pyinit report --to DEVICE` writes a report to a stick; please send it to pyinit's authors.",
+            "`pyinit report --to PLACE` writes a report to a stick; please send it to pyinit's authors.",
             "Mount the root by hand on /sysroot and leave the shell: the boot goes on with it.",
         ),
     ),

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterable
 
+from pyinit.kernel.files import names
 from pyinit.kernel.process import ENVIRONMENT
 
 _BUILTINS = "alias bg cd command echo eval exec exit export fg jobs kill printf pwd read set trap umask wait"
@@ -40,7 +41,7 @@ def _matching(words: Iterable[str], start: str) -> list[str]:
 def _commands() -> Iterable[str]:
     yield from _BUILTINS.split()
     for folder in ENVIRONMENT["PATH"].split(":"):
-        yield from _list(folder)
+        yield from names(folder)
 
 
 def _words_of_pyinit(words: list[str], word: str) -> Iterable[str]:
@@ -59,16 +60,18 @@ def _words_of_pyinit(words: list[str], word: str) -> Iterable[str]:
             return _devices()
         case ["report"]:
             return ["--to"]
+        case ["report", "--to", _]:
+            return ["--force"]
     return []
 
 
 def _devices() -> Iterable[str]:
     """Names that udev gave the block devices, as root= and our commands take them."""
     for kind in ("uuid", "label", "partuuid", "partlabel"):
-        for name in _list(f"/dev/disk/by-{kind}"):
+        for name in names(f"/dev/disk/by-{kind}"):
             if "\\" not in name:
                 yield f"{kind.upper()}={name}"
-    for name in _list("/sys/class/block"):
+    for name in names("/sys/class/block"):
         yield f"/dev/{name}"
 
 
@@ -77,17 +80,10 @@ def _files(text: str, start: int, word: str, directory: str) -> tuple[int, list[
     start += len(folder) + len(slash)
     place = folder if word.startswith("/") else os.path.join(directory, folder)
     found = []
-    for entry in _list(place or "/"):
+    for entry in names(place or "/"):
         if entry.startswith(name) and (name or not entry.startswith(".")):
             found.append(f"{entry}/" if _is_folder(f"{place}/{entry}") else entry)
     return start, found
-
-
-def _list(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (OSError, ValueError):  # A zero byte, or what is no Unicode.
-        return []
 
 
 def _is_folder(path: str) -> bool:

@@ -37,6 +37,6 @@ def internal_error(exception: BaseException) -> BootError:
         f"pyinit itself failed: {summary}",
         found=lines,
         advice=(
-            "A defect of pyinit, or a damaged image. `pyinit report --to DEVICE` copies a report to a stick.",
+            "A defect of pyinit, or a damaged image. `pyinit report --to PLACE` copies a report to a stick.",
         ),
     )

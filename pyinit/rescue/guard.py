@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from pyinit import switch_root
@@ -109,6 +110,13 @@ class Guard:
         has it alone: who sits at another console has shown nothing. A shell that a person ``asked_for`` can
         be done without.
         """
+        entry = self._context.record.add("shells", stage=stage, start=now(), end=0)
+        try:
+            return self._let_people_work(stage, asked_for=asked_for)
+        finally:
+            entry["end"] = now()
+
+    def _let_people_work(self, stage: str, *, asked_for: bool) -> Ending:
         context, policy = self._context, self.policy()
         console = context.console
         self._close_volumes(policy)
@@ -119,9 +127,12 @@ class Guard:
         only = ""
         if policy.level == "password":
             verdict, only = self._ask_password(policy, asked_for)
-            if verdict == "left":
+            if verdict == "left" or (verdict == "nobody" and asked_for):
                 console.notice("no shell is opened; the boot goes on")
                 return "left"
+            if verdict == "nobody":
+                why = f"nobody has pressed a key for {policy.patience:.0f} s, which panic= asks for"
+                policy.give_up(why, console, policy.patience)
             if verdict != "right":
                 policy.give_up("the password of the rescue shell was not given", console)
         # The shells have the terminals for themselves.
@@ -146,7 +157,8 @@ class Guard:
             from pyinit.rescue.password import Password
 
             self._password = Password(context.prompt, context.keyboard, context.children, context.console)
-        return self._password.ask(policy.password, policy.library, may_leave=asked_for)
+        limit = policy.patience or inf
+        return self._password.ask(policy.password, policy.library, may_leave=asked_for, limit=limit)
 
     def _run_shell(self, policy: Policy, stage: str, *, failed: bool, only: str) -> Ending:
         context = self._context

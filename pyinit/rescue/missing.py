@@ -7,23 +7,27 @@ import re
 from collections.abc import Iterable, Mapping
 from errno import EIO, ENODEV, ENXIO, ESHUTDOWN
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyinit.config import devspec
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import describe
 from pyinit.errors import BootError
-from pyinit.kernel.files import read_if_there
+from pyinit.kernel.files import names, read_if_there
 from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import Modules, claims, driverless_devices
 from pyinit.rescue.working import work
 from pyinit.text import printable
 
-# What leads to disks, by modalias: PCI mass storage (base class 01), SD hosts (0805), USB hosts (0c03); block
-# and SCSI devices of virtio (version 1.2, section 5); Xen's and Hyper-V's disks; USB mass storage (interface
-# class 08); SCSI disks.
+if TYPE_CHECKING:
+    from pyinit.config.options import BootConfig
+
+_CONTROLLER = "pci:*bc01sc*"
+# What leads to disks, by modalias: PCI mass storage (base class 01, the controllers), SD hosts (0805), USB
+# hosts (0c03); block and SCSI devices of virtio (version 1.2, section 5); Xen's and Hyper-V's disks; USB mass
+# storage (interface class 08); SCSI disks.
 _STORAGE = (
-    "pci:*bc01sc*",
+    _CONTROLLER,
     "pci:*bc08sc05*",
     "pci:*bc0Csc03*",
     "virtio:d00000002v*",
@@ -33,8 +37,11 @@ _STORAGE = (
     "usb:*ic08*",
     "scsi:t-0x00*",
 )
+# What is there without a disk, and counts when there is something on it.
+_NO_DISKS = re.compile("(fd|loop|nbd|ram|sr|zram)[0-9]+")
 _BUSES = ("pci", "virtio", "vmbus", "xen", "usb", "scsi")
 _PCI = re.compile(r"pci:v0000([0-9A-F]{4})d0000([0-9A-F]{4})sv")
+_PCI_DEVICES = "/sys/bus/pci/devices"
 _CLAIMS = 3
 # The words that name the devices.
 _WORDS = {"root": "root", "/usr": "mount.usr", "overlay": "rd.overlay"}
@@ -48,18 +55,21 @@ def missing_device(
     modules: Modules,
     record: Mapping[str, Any],
     waiting: Iterable[str] = (),
+    root: DeviceView | None = None,
 ) -> BootError:
     """Explain that ``name``, the root or a mount point, has no device.
 
     Found is what is there, the nearest device, what has no driver, and who is still at work.
 
-    ``record`` is the boot record, ``waiting`` what the storage stacks lack, printable.
+    ``record`` is the boot record, ``waiting`` what the storage stacks lack, printable, and ``root`` the
+    device of the root, which is no place for anything else.
     """
     found = present(known)
-    near = devspec.nearest(spec, known)[:3]
+    near = [one for one in devspec.nearest(spec, known) if not root or one[0].sys_path != root.sys_path][:3]
     found += [f"nearest: {printable(view.node)}: {difference}" for view, difference in near]
     idle, advice = _without_driver(modules)
-    found += [*idle, *waiting, *work(record)]
+    nothing = _no_disk(known, idle)
+    found += [*idle, *nothing[1:], *waiting, *work(record)]
     opened = " ".join(view.properties.get("DM_UUID", "") for view in known)
     for view in known:
         uuid = view.properties.get("ID_FS_UUID", "")
@@ -69,7 +79,10 @@ def missing_device(
     correct = f"Correct the line for {printable(name)} in /sysroot/etc/fstab, then leave the shell."
     if name in _WORDS:
         correct = f"Correct it here: pyinit set {_WORDS[name]}={right}, then leave the shell."
-    advice.insert(0 if near else len(advice), correct)
+    if nothing:
+        advice.insert(0, nothing[0])
+    else:
+        advice.insert(0 if near else len(advice), correct)
     if devspec.incomplete(spec, known) and name == "root":
         advice.append(
             "To boot without the missing devices, once: pyinit set rootflags=degraded, then leave the shell."
@@ -116,6 +129,29 @@ def _without_driver(modules: Modules) -> tuple[list[str], list[str]]:
     return lines, advice
 
 
+def _no_disk(known: Iterable[DeviceView], idle: Iterable[str]) -> list[str]:
+    """When there is no disk whose name could be typed: what to do, then what has a driver and shows none.
+
+    ``idle`` tell what has no driver.
+    """
+    if not all(_NO_DISKS.fullmatch(view.name) and "ID_FS_TYPE" not in view.properties for view in known):
+        return []
+    lines = []
+    for name in names(_PCI_DEVICES):
+        alias = read_if_there(f"{_PCI_DEVICES}/{name}/modalias").strip().decode("ascii", "backslashreplace")
+        driver = f"{_PCI_DEVICES}/{name}/driver"
+        if fnmatchcase(alias, _CONTROLLER) and os.path.lexists(driver):
+            by = printable(os.path.basename(os.path.realpath(driver)))
+            lines.append(f"without a disk: {_device(name, alias)}: driven by {by}")
+    if idle:
+        why = "what leads to disks has no driver, as told above."
+    elif lines:
+        why = "look at its plug and power, and at the firmware's settings: RAID or VMD may hide it."
+    else:
+        why = "this machine has none, or the firmware has switched off what it is plugged into."
+    return [f"The kernel sees no disk: {why}", *lines]
+
+
 def _device(name: str, alias: str) -> str:
     """A device as a person finds it elsewhere: ``PCI 0000:00:1f.2 [8086:2922]``."""
     if numbers := _PCI.match(alias):
@@ -131,21 +167,55 @@ def _name(view: DeviceView) -> str:
     return printable(view.node)
 
 
-def no_root_given(line: str, known: list[DeviceView], remarks: Iterable[str] = ()) -> BootError:
+def no_root_given(
+    line: str, known: list[DeviceView], modules: Modules, remarks: Iterable[str] = ()
+) -> BootError:
     """Explain a command line without ``root=``; ``line`` is printable.
 
     ``remarks`` say why no partition was found to be the root by its type.
     """
+    idle, advice = _without_driver(modules)
+    nothing = _no_disk(known, idle)
     return BootError(
         "E-NOROOT",
         "no root= was given",
         tried=(f"the kernel command line: {line}",),
-        found=(*present(known), *remarks),
+        found=(*present(known), *((*idle, *nothing[1:]) if nothing else ()), *remarks),
         advice=(
-            "Name one of them here: pyinit set root=UUID=..., then leave the shell.",
+            *(
+                (nothing[0], *advice)
+                if nothing
+                else ("Name one of them here: pyinit set root=UUID=..., then leave the shell.",)
+            ),
             "Add root=UUID=... (or LABEL=, PARTUUID=, /dev/...) to the boot loader's kernel command line.",
         ),
     )
+
+
+def named(config: BootConfig) -> list[tuple[str, str]]:
+    """The words that name devices, and what they name; ``gpt-auto`` names none."""
+    overlay = config.overlay.device if config.overlay else ""
+    words = {"root": config.root, "mount.usr": config.usr, "rd.overlay": overlay, "resume": config.resume}
+    return [(word, value) for word, value in words.items() if value and not value.startswith("gpt-auto")]
+
+
+def not_there(config: BootConfig, known: list[DeviceView]) -> list[str]:
+    """What to say, a line each, of words that name a device which is not there now."""
+    lines: list[str] = []
+    for word, value in named(config):
+        try:
+            spec = devspec.parse_spec(value)
+        except BootError as error:
+            why = "; ".join((error.cause, *error.advice[:-1]))
+            lines.append(why if word == "root" else f"{word}={printable(value)[:80]} names no device")
+            continue
+        if devspec.resolve(spec, known):
+            continue
+        near = [f"nearest: {printable(view.node)}: {text}" for view, text in devspec.nearest(spec, known, 3)]
+        later = ", though what is on a volume or an array may come later" * (spec.kind is devspec.Kind.PATH)
+        lines.append(f"no device is {devspec.describe(spec)} now{later}. There is:")
+        lines += [f"  {line}" for line in (*near, *present(known))]
+    return lines
 
 
 def silent_root(exception: BaseException, root: DeviceView | None) -> BootError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from time import monotonic
 from typing import Literal
 
@@ -16,7 +17,7 @@ TRIES = 3
 # Seconds before the second try; twice as many before each one after that.
 _FIRST_DELAY = 2.0
 
-Verdict = Literal["right", "wrong", "left"]
+Verdict = Literal["right", "wrong", "left", "nobody"]
 
 
 class Password:
@@ -30,18 +31,23 @@ class Password:
         self._wrong = 0
         self._answers: list[bytearray | None] = []
 
-    def ask(self, hashed: str, library: str, *, may_leave: bool) -> tuple[Verdict, str]:
+    def ask(self, hashed: str, library: str, *, may_leave: bool, limit: float = inf) -> tuple[Verdict, str]:
         """Let somebody prove that they know the password; returns with the verdict where they typed it.
 
         ``right``; ``wrong`` when all tries are used up or nobody can type; ``left`` when the question was
-        given up (Ctrl-C, Ctrl-D) although ``may_leave``. Otherwise giving up is a wrong answer.
+        given up (Ctrl-C, Ctrl-D) although ``may_leave``; otherwise giving up is a wrong answer. ``nobody``
+        when no key was pressed for ``limit`` seconds.
         """
         question = self._prompt.ask("Password of the rescue shell: ", self._answered)
         try:
             while True:
                 # Without a terminal there is nothing that could end the waiting.
+                until = monotonic() + limit
                 while not self._answers and self._keyboard.descriptors():
-                    attend(self._keyboard, self._children)
+                    if attend(self._keyboard, self._children, until):
+                        until = monotonic() + limit
+                    elif monotonic() >= until:
+                        return "nobody", ""
                 if not self._answers:
                     return "wrong", ""
                 answer, terminal = self._answers.pop(), question.terminal

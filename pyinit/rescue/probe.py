@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 
@@ -10,10 +9,10 @@ from pyinit.devices.view import DeviceView
 from pyinit.kernel.files import read_if_there
 from pyinit.kernel.process import Children, find_program
 from pyinit.record import Record
+from pyinit.storage.job import Job
 
 # Seconds for one device; one that does not answer in this time stays as it is.
 _PATIENCE = 5.0
-_OUTPUT = 65536
 _PROPERTY = re.compile(r"([A-Z][A-Z0-9_]*)=(.+)")
 
 
@@ -34,18 +33,14 @@ def properties(output: bytes) -> dict[str, str]:
 
 
 def _probed(view: DeviceView, program: str, children: Children) -> DeviceView:
-    said = os.memfd_create("properties", os.MFD_CLOEXEC)
     try:
-        pid = children.start([program, "test-builtin", "blkid", view.sys_path], stdout=said)
-        if children.wait(pid, _PATIENCE) is None:
-            os.kill(pid, 9)
-            return view
-        found = properties(os.pread(said, _OUTPUT, 0))
+        job = Job(children, [program, "test-builtin", "blkid", view.sys_path])
     except OSError:
         return view
-    finally:
-        os.close(said)
-    return view._replace(properties={**view.properties, **found})
+    if job.wait(_PATIENCE) is None:
+        job.kill()
+        return view
+    return view._replace(properties={**view.properties, **properties(job.output())})
 
 
 def _is_empty(view: DeviceView) -> bool:

@@ -9,15 +9,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyinit.config.cmdline import OVERRIDES
+from pyinit.config.devspec import parse_spec, resolve
+from pyinit.config.discoverable import ROOT, USR
+from pyinit.config.options import BootConfig
 from pyinit.config.sealed import CONFIG_PATH, SealedConfig
 from pyinit.devices.view import DeviceView
+from pyinit.errors import BootError
 from pyinit.kernel import mountinfo
+from pyinit.kernel.files import names, read_if_there
 from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.modules import driverless_modaliases
 from pyinit.kernel.syscalls import MS, mount, umount2
 from pyinit.kernel.terminal import write_patiently
 from pyinit.record import timeline
-from pyinit.rescue.missing import present
+from pyinit.rescue.missing import named, present
 from pyinit.rescue.working import work
 from pyinit.text import printable
 
@@ -26,6 +31,8 @@ _COPY_TARGET = "/run/pyinit/report-target"
 _LINE = 4096
 # Seconds without a byte taken: at 1200 baud a terminal's buffer of 4096 bytes drains in 35.
 _PATIENCE = 60.0
+# What is on sticks and cards, and has no other devices.
+_PLAIN = ("vfat", "exfat", "ext2", "ext3", "ext4")
 _BUSES = ("pci", "usb", "virtio", "scsi", "vmbus", "xen")
 
 # Words whose value may open something: name=value up to a blank or a comma, in a command line or mount
@@ -108,22 +115,87 @@ def write_report(report: bytes) -> None:
     _write(REPORT_PATH, report)
 
 
+def obstacle(device: DeviceView, mounts: Iterable[mountinfo.Mount], holders: Sequence[str]) -> str:
+    """Why nothing can be copied to a device, whoever insists; empty when it can.
+
+    ``holders`` are the devices that are made of it.
+    """
+    get, node = device.properties.get, printable(device.node)
+    kind = printable(get("ID_FS_TYPE", ""))
+    for entry in mounts:
+        if entry.device == device.number:
+            place = printable(entry.target)
+            return f"{node} is in use: mounted on {place}; to copy it there: cp {REPORT_PATH} {place}"
+    if holders:
+        return f"{node} is in use: {', '.join(map(printable, holders))} is made of it"
+    if kind == "swsuspend":
+        return f"{node} holds a hibernated system"
+    if get("ID_FS_USAGE") in ("raid", "crypto"):
+        return f"{node} is not a file system but a container ({kind})"
+    if get("ID_FS_USAGE") != "filesystem" or not kind:
+        what = f": {kind}" if kind else ""
+        return f"{node} holds no file system to write to{what}"
+    return ""
+
+
+def doubts(device: DeviceView, known: Sequence[DeviceView], config: BootConfig, removable: bool) -> list[str]:
+    """Why a person should think twice before anything is written to the file system of a device.
+
+    Mounting is enough to change it: its log is replayed.
+    """
+    found = []
+    for word, value in named(config):
+        try:
+            meant = resolve(parse_spec(value), known)
+        except BootError:
+            continue
+        if device in meant:
+            found.append(f"{word}={printable(value)[:80]} names it")
+    get = device.properties.get
+    if get("ID_PART_ENTRY_TYPE", "").lower() in (*ROOT.values(), *USR.values()):
+        found.append("its partition has the type of a root or a /usr")
+    hibernated = [printable(view.node) for view in known if view.properties.get("ID_FS_TYPE") == "swsuspend"]
+    if hibernated:
+        found.append(
+            f"a system is hibernated on {', '.join(hibernated)}, and is destroyed when it is resumed after "
+            "a file system that it had mounted was changed"
+        )
+    if get("ID_FS_TYPE") not in _PLAIN:
+        found.append(f"it is not one of {', '.join(_PLAIN)} but {printable(get('ID_FS_TYPE', ''))}")
+    if not removable:
+        found.append("it is no stick or card, but a disk of this machine")
+    return found
+
+
+def is_removable(device: DeviceView) -> bool:
+    """Whether a device is on USB, a card, or a medium that can be taken out."""
+    disk = device.sys_path
+    if device.devtype == "partition":
+        disk = os.path.dirname(disk)
+    return (
+        "/usb" in disk
+        or read_if_there(f"{disk}/removable").strip() == b"1"
+        # Not the memory that is soldered in: drivers/mmc/core/bus.c.
+        or read_if_there(f"{disk}/device/type").strip() == b"SD"
+    )
+
+
+def look_at_target(device: DeviceView, known: Sequence[DeviceView], config: BootConfig) -> list[str]:
+    """Why a person should not have a report copied there (:func:`doubts`); OSError when nobody can."""
+    if why := obstacle(device, mountinfo.read(), names(f"{device.sys_path}/holders")):
+        raise OSError(why)
+    return doubts(device, known, config, is_removable(device))
+
+
 def copy_to_disk(device: DeviceView, files: dict[str, bytes]) -> str:
     """Write files to the file system on a device; return the directory on it. OSError when that fails.
 
-    The device must hold a file system and be mounted nowhere; it is mounted for this moment only.
+    It is mounted for this moment only.
     """
-    fstype = device.properties.get("ID_FS_TYPE", "")
-    if device.properties.get("ID_FS_USAGE") != "filesystem" or not fstype:
-        raise OSError(f"{printable(device.node)} holds no file system to write to")
-    number = device.number
-    for entry in mountinfo.read():
-        if entry.device == number:
-            raise OSError(f"{printable(device.node)} is in use: mounted on {printable(entry.target)}")
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         folder = f"pyinit-report-{file.read(8)}"
     os.makedirs(_COPY_TARGET, 0o700, exist_ok=True)
-    mount(device.node, _COPY_TARGET, fstype, MS.NOSUID | MS.NODEV | MS.NOEXEC, "")
+    mount(device.node, _COPY_TARGET, device.properties["ID_FS_TYPE"], MS.NOSUID | MS.NODEV | MS.NOEXEC, "")
     try:
         os.makedirs(f"{_COPY_TARGET}/{folder}", 0o700, exist_ok=True)
         for name, data in files.items():
@@ -184,9 +256,9 @@ def _command_lines(record: dict[str, Any], image: SealedConfig | None) -> Iterab
 
 
 def _links(top: str) -> Iterable[str]:
-    for directory, folders, names in os.walk(top):
+    for directory, folders, files in os.walk(top):
         folders.sort()
-        for name in sorted(names):
+        for name in sorted(files):
             path = f"{directory}/{name}"
             if os.path.islink(path):
                 yield f"{printable(path)} -> {printable(os.readlink(path))}"
@@ -194,31 +266,24 @@ def _links(top: str) -> Iterable[str]:
 
 def _device_mapper() -> Iterable[str]:
     """What dmsetup(8) and the tools of LVM would list, as far as the kernel knows it."""
-    for name in _names("/sys/block"):
+    for name in names("/sys/block"):
         folder = f"/sys/block/{name}"
         if os.path.isdir(f"{folder}/dm"):
-            below = ", ".join(map(printable, _names(f"{folder}/slaves")))
+            below = ", ".join(map(printable, names(f"{folder}/slaves")))
             state = "suspended" if _text(f"{folder}/dm/suspended") == "1" else "active"
             yield f"{name}: {_text(f'{folder}/dm/name')} {_text(f'{folder}/dm/uuid')} {state}, on {below}"
 
 
 def _network() -> Iterable[str]:
-    for name in _names("/sys/class/net"):
+    for name in names("/sys/class/net"):
         folder = f"/sys/class/net/{name}"
         facts = [_text(f"{folder}/{fact}") for fact in ("address", "operstate")]
         yield " ".join((printable(name), *facts))
 
 
-def _names(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError:
-        return []
-
-
 def _text(path: str) -> str:
     """The first line of a small file."""
-    return printable(_read(path).split(b"\n", 1)[0])
+    return printable(read_if_there(path).split(b"\n", 1)[0])
 
 
 def _properties(view: DeviceView) -> Iterable[str]:
@@ -229,7 +294,7 @@ def _properties(view: DeviceView) -> Iterable[str]:
 
 def _processes() -> Iterable[str]:
     for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
-        words = b" ".join(_read(f"/proc/{name}/cmdline").split(b"\0"))
+        words = b" ".join(read_if_there(f"/proc/{name}/cmdline").split(b"\0"))
         if words:
             yield f"{name:>7} {printable(words.strip())}"
 
@@ -240,11 +305,3 @@ def _lines(path: str) -> list[str]:
             return [printable(line) for line in file.read().splitlines()]
     except OSError as error:
         return [f"{path}: {error.strerror}"]
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""

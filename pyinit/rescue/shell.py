@@ -48,6 +48,11 @@ class Policy:
         return self.level != "none" and bool(self._shell)
 
     @property
+    def patience(self) -> float:
+        """Seconds that ``panic=`` gives a person to begin with the password; 0: for ever."""
+        return max(0.0, float(self._panic or 0))
+
+    @property
     def ends(self) -> str:
         """What ``rd.emergency`` asks for when a shell is left that was opened after a failure."""
         return self._emergency
@@ -81,11 +86,15 @@ class Policy:
             ending = sessions.run(self._shell, ["/dev/console"], environment, children, console)
         return ending
 
-    def give_up(self, why: str, console: Console) -> NoReturn:
-        """End the machine as the command line asks: ``rd.emergency=``, else ``panic=``, else power off."""
+    def give_up(self, why: str, console: Console, waited: float = 0.0) -> NoReturn:
+        """End the machine as the command line asks: ``rd.emergency=``, else ``panic=``, else power off.
+
+        ``waited``: seconds for which the explanation could be read already.
+        """
         action, delay = self._emergency or "poweroff", _READING_TIME
         if not self._emergency and self._panic:
-            action, delay = "reboot", max(0.0, float(self._panic))
+            action, delay = "reboot", self.patience
+        delay = max(0.0, delay - waited)
         console.error(f"{why}; {action} in {delay:.0f} s")
         time.sleep(delay)
         end_machine(action)

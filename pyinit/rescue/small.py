@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pyinit.kernel import mountinfo
+from pyinit.kernel.files import is_mounted
 from pyinit.text import printable
 
 # To the upper left corner, and all away, what has scrolled out included: console_codes(4), xterm's ED 3.
 _CLEAR = b"\x1b[H\x1b[2J\x1b[3J"
 _CHUNK = 65536
 _LINES = 10
+_SYSROOT = "/sysroot"
 
 
 class Misuse(Exception):
@@ -46,7 +49,14 @@ def _chroot(words: list[str]) -> int:
     """chroot [DIR [COMMAND...]]: a shell of the root, whose prompt says that it is one."""
     if words and words[0].startswith("-"):
         raise Misuse("takes a directory and a command, and no options")
-    directory = words[0] if words else "/sysroot"
+    directory = words[0] if words else _SYSROOT
+    if os.path.realpath(directory) == _SYSROOT and not is_mounted(_SYSROOT):
+        print(
+            "chroot: nothing is mounted on /sysroot. `pyinit devices` lists what there is, "
+            "`pyinit mount-root DEVICE` mounts one there, `pyinit retry` lets the boot look for it again.",
+            file=sys.stderr,
+        )
+        return 1
     command = words[1:] or ["/bin/sh", "-i"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["PS1"] = f"chroot {directory}:${{PWD}}# "
@@ -57,6 +67,42 @@ def _chroot(words: list[str]) -> int:
         os.execvpe(command[0], command, environment)
     except OSError as error:
         raise OSError(error.errno, error.strerror, f"{command[0]} in {directory}") from None
+
+
+def _df(words: list[str]) -> int:
+    """The room of what is mounted, or of what files are on; sizes are for people, whatever options say."""
+    from pyinit.devices.waiting import size
+
+    paths = [word for word in words if not word.startswith("-")]
+    mounts = mountinfo.read()
+    print(f"{'FILE SYSTEM':<20} {'SIZE':>9} {'USED':>9} {'FREE':>9} MOUNTED ON")
+    for mount in mounts:
+        target = mount.target
+        if paths:
+            if not any(os.stat(path).st_dev == os.makedev(*mount.device) for path in paths):
+                continue
+        elif mountinfo.topmost(mounts, target) is not mount:
+            continue  # It is covered by another one.
+        try:
+            room = os.statvfs(target)
+        except OSError:
+            continue
+        if room.f_blocks:
+            unit = room.f_frsize
+            sizes = (room.f_blocks * unit, (room.f_blocks - room.f_bfree) * unit, room.f_bavail * unit)
+            columns = " ".join(f"{size(count):>9}" for count in sizes)
+            print(f"{printable(mount.source):<20} {columns} {printable(target)}")
+    return 0
+
+
+def _touch(words: list[str]) -> int:
+    """touch FILE...: make files that are not there, and set the times of the others."""
+    if not words or any(word.startswith("-") for word in words):
+        raise Misuse("takes files, and no options")
+    for name in words:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK, 0o666))
+        os.utime(name)
+    return 0
 
 
 def _head(words: list[str]) -> int:
@@ -113,4 +159,11 @@ def _out(data: bytes) -> None:
         data = data[os.write(1, data) :]
 
 
-PROGRAMS = {"chroot": _chroot, "clear": _clear, "head": _head, "ps": _ps}
+PROGRAMS = {
+    "chroot": _chroot,
+    "clear": _clear,
+    "df": _df,
+    "head": _head,
+    "ps": _ps,
+    "touch": _touch,
+}

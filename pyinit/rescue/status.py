@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pyinit.kernel import mountinfo
+from pyinit.kernel import memory, mountinfo
+from pyinit.kernel.files import read_if_there
 from pyinit.rescue.shell import STAGE_VARIABLE
 from pyinit.rescue.working import work
 from pyinit.root.mount import SYSROOT
@@ -29,7 +30,7 @@ class Facts(NamedTuple):
     processes: tuple[str, ...]
     """Other processes than the shell's own."""
     memory: tuple[int, int]
-    """Available and total memory in KiB."""
+    """Available and total memory in bytes."""
     work: tuple[str, ...] = ()
     """Who is at work, and since when."""
 
@@ -59,7 +60,7 @@ def status(facts: Facts) -> list[str]:
         ("modules", modules),
         ("processes", ", ".join(facts.processes) or "none but this shell"),
         *(("at work", line) for line in facts.work),
-        ("memory", f"{facts.memory[0] >> 10} of {facts.memory[1] >> 10} MiB available"),
+        ("memory", f"{facts.memory[0] >> 20} of {facts.memory[1] >> 20} MiB available"),
     ]
     return [f"{name + ':':<11}{text}" for name, text in rows]
 
@@ -73,20 +74,9 @@ def gather(record: dict[str, Any], failure: Sequence[str], overrides: bytes) -> 
         tuple(printable(line) for line in overrides.splitlines()),
         _mounted(),
         tuple(_processes()),
-        memory(_read("/proc/meminfo")),
+        (memory.available(), memory.total()),
         tuple(work(record)),
     )
-
-
-def memory(meminfo: bytes) -> tuple[int, int]:
-    """Available and total memory in KiB from /proc/meminfo (proc_meminfo(5)); 0 for what it does not say."""
-    values = {b"MemAvailable": 0, b"MemTotal": 0}
-    for line in meminfo.splitlines():
-        name, _, rest = line.partition(b":")
-        number = rest.split()[:1]
-        if name in values and number and number[0].isdigit() and len(number[0]) < 20:
-            values[name] = int(number[0])
-    return values[b"MemAvailable"], values[b"MemTotal"]
 
 
 def _want(want: dict[str, Any]) -> str:
@@ -110,7 +100,7 @@ def _processes() -> list[str]:
     for name in os.listdir("/proc"):
         if not name.isdigit() or name == "1":
             continue
-        words = _read(f"/proc/{name}/cmdline")
+        words = read_if_there(f"/proc/{name}/cmdline")
         if not words or b"pyinit.rescue.relay" in words:
             continue
         try:
@@ -118,13 +108,5 @@ def _processes() -> list[str]:
                 continue
         except OSError:
             continue
-        found.append(f"{printable(_read(f'/proc/{name}/comm').strip())} ({name})")
+        found.append(f"{printable(read_if_there(f'/proc/{name}/comm').strip())} ({name})")
     return found
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from pyinit.kernel.files import read_if_there
 from pyinit.text import printable
 
 QUEUE = "/run/udev/queue"
@@ -90,12 +91,7 @@ def _processes() -> Iterable[Process]:
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                data = file.read()
-        except OSError:
-            continue
-        process = parse_stat(data, _open_devices(name))
+        process = parse_stat(read_if_there(f"/proc/{name}/stat"), _open_devices(name))
         if process is not None:
             yield process
 

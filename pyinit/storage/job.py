@@ -38,9 +38,13 @@ class Job:
 
     def close(self) -> list[str]:
         """The printable lines that it said, after its end."""
+        return [printable(line.strip()) for line in self.output().splitlines() if line.strip()]
+
+    def output(self) -> bytes:
+        """What it said, after its end; once."""
         with open(self._output, "rb", closefd=True) as file:
             file.seek(0)
-            return [printable(line.strip()) for line in file.read(_OUTPUT).splitlines() if line.strip()]
+            return file.read(_OUTPUT)
 
     def kill(self) -> None:
         """End it; one that the kernel does not let go is not waited for."""

@@ -24,6 +24,7 @@ from pyinit.context import Context
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import describe
 from pyinit.errors import BootError
+from pyinit.kernel import memory
 from pyinit.kernel.console import Console
 from pyinit.kernel.files import names, read_if_there
 from pyinit.kernel.filesystems import read_only_data
@@ -788,11 +789,7 @@ def _refuse_copies(request: Request, found: list[DeviceView]) -> None:
 
 def _available_memory() -> int:
     """KiB that can be had without swapping (Documentation/filesystems/proc.rst, MemAvailable)."""
-    for line in read_if_there("/proc/meminfo").splitlines():
-        name, _, value = line.partition(b":")
-        if name == b"MemAvailable":
-            return int(value.split()[0])
-    return 1 << 40
+    return memory.meminfo().get("MemAvailable", 1 << 50) >> 10
 
 
 def _open_inside(place: str, path: str) -> int:

@@ -93,13 +93,18 @@ def decide(
             return Accelerator("kvm", proof.reason, TimeScale.from_probe(proof.seconds))
         if policy == "kvm":
             raise AcceleratorError(f"KVM was asked for and does not work here: {proof.reason}")
-        denied = f"no KVM here ({proof.reason})"
+        denied = f"no KVM here ({_plainly(proof.reason, device)})"
     else:
         denied = "asked for"
     proof = _prove("tcg", path, cpu, program, device)
     if not proof.works:
         raise AcceleratorError(f"not even TCG boots {path}: {proof.reason}")
     return Accelerator("tcg", denied, TimeScale.from_probe(proof.seconds), fallback=policy == "auto")
+
+
+def _plainly(reason: str, device: str) -> str:
+    """Why KVM does not work; an assertion of QEMU's says nothing to whoever only wants to boot."""
+    return f"QEMU crashes when it uses {device}" if "Assertion" in reason else reason
 
 
 def _prove(accel: AcceleratorName, kernel: Path, cpu: str | None, program: Program, device: str) -> Proof:

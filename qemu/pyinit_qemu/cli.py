@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pyinit_qemu import bench_command, guest_command, image_command, kernel_command
+from pyinit_qemu import bench_command, debian_command, guest_command, image_command, kernel_command
 from pyinit_qemu.accel import POLICIES, decide, policy_from_environment
 from pyinit_qemu.console import Cleaner
 from pyinit_qemu.kernel import unpacked
@@ -244,6 +244,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bench_command.add(commands, _file, _disk, _pattern)
     kernel_command.add(commands)
+    debian_command.add(commands)
     image_command.add(commands)
     guest_command.add(commands)
     return top

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyinit.text import printable
 from pyinit_qemu.debian import SUITES
-from pyinit_qemu.disks.tools import Progress, silent
+from pyinit_qemu.disks.tools import terminal_progress
 from pyinit_qemu.kernels import FLAVOURS, KEYRING, FetchedKernel, KernelFetchError, fetch, fetched
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
                     offline=options.offline,
                     mirror=options.mirror,
                     keyring=None if options.unsigned else options.keyring,
-                    progress=_progress(),
+                    progress=terminal_progress(),
                 )
             ]
         except KernelFetchError as error:
@@ -90,9 +90,3 @@ def _table(kernel: FetchedKernel) -> dict[str, str | None]:
         "config": text(kernel.config),
         "system map": text(kernel.system_map),
     }
-
-
-def _progress() -> Progress:
-    if not sys.stderr.isatty():
-        return silent
-    return lambda message: print(f"\r\033[K{message[:100]}", end="\r", file=sys.stderr, flush=True)

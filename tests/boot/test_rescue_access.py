@@ -76,6 +76,13 @@ def test_the_password_opens_the_shell(start: Start, witness_of: Callable[[Machin
     assert PASSWORD not in vm.console
 
 
+def test_a_machine_with_nobody_near_it_restarts_if_panic_says_so(start: Start) -> None:
+    vm = start("password", "root=LABEL=gone rd.timeout=1 panic=2")
+    vm.expect(QUESTION)
+    vm.expect("nobody has pressed a key for 2 s, which panic= asks for; reboot in 0 s")
+    assert vm.finish(goal="shutdown").shutdown == "guest-reset"
+
+
 @pytest.mark.fault("row-4", "A2")
 def test_no_key_gets_past_the_password(start: Start) -> None:
     vm = start("password", "root=LABEL=gone rd.timeout=1 SYSTEMD_SULOGIN_FORCE=1")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pyinit.record import timeline
 from pyinit_qemu import Disk, Machine
 from pyinit_qemu.debian import DebianRoot
-from pyinit_qemu.disks.filesystems import Ext4
+from pyinit_qemu.disks.filesystems import Ext4, Vfat
 from pyinit_qemu.disks.image import Image
 from pyinit_qemu.shell import Shell
 from pyinit_qemu.witness import Witness
@@ -56,9 +57,25 @@ def test_a_failed_boot_is_looked_at_reported_and_continued(start: Start, witness
     assert "systemd-udevd (" in status
     assert "UUID or label is that of a disk that was replaced" in shell.check("pyinit explain E-DEV")
 
-    written = shell.check("pyinit report --to LABEL=stick")
+    doubtful = shell.run("pyinit report --to LABEL=stick")
+    assert (doubtful.status, "nothing was written to /dev/vdb: it is no stick" in doubtful.output) == (
+        1,
+        True,
+    )
+    assert "all the same: pyinit report --to LABEL=stick --force" in doubtful.output
+    shell.check("pyinit set root=LABEL=small-root")
+    root = shell.run("pyinit report --to vda1")
+    assert (root.status, "/dev/vda1: root=LABEL=small-root names it; " in root.output) == (1, True)
+    gone = shell.check("pyinit set root=LABEL=gone")
+    assert "Note: no device is LABEL=gone now. There is:\n      /dev/vda  " in gone
+    results = shell.run("pyinit report --to ttyS1")
+    assert (results.status, "/dev/ttyS1 carries what rd.pyinit.report sends" in results.output) == (1, True)
+    written = shell.check("pyinit report --to LABEL=stick --force")
     folder = written.split("directory ")[1].rstrip(".")
-    shell.check("mkdir /stick && mount -o ro LABEL=stick /stick")
+    lost = shell.run("chroot")
+    assert (lost.status, "chroot: nothing is mounted on /sysroot." in lost.output) == (1, True)
+    shell.check("mkdir /stick && touch /stick/x && mount -o ro LABEL=stick /stick")
+    assert re.search(r"\n/dev/vdb +\S+ MiB +\S+ .iB +\S+ MiB /stick\n", shell.check("df -h") + "\n")
     report = shell.check(f"cat /stick/{folder}/report.txt")
     assert "E-DEV root: LABEL=gone did not appear" in report
     assert "--- kernel log\n" in report and "ID_FS_LABEL=stick" in report
@@ -92,6 +109,28 @@ def test_a_failed_boot_is_looked_at_reported_and_continued(start: Start, witness
     vm.send_line("pyinit continue")
     seen = witness_of(vm)
     assert seen.root.device == "vda1" and not seen.root.read_only and "noatime" in seen.root.options
+    assert seen.boot is not None
+    assert [shell["stage"] for shell in seen.boot["shells"]] == ["initqueue"]
+    last = timeline(dict(seen.boot))[-1]
+    assert re.fullmatch(r"\S+ ms from /init to the real init, without \S+ ms in the rescue shell", last)
+
+
+def test_a_report_is_copied_to_a_stick(
+    boot: Callable[..., Machine], bookworm: DebianRoot, generic: Path, small_disk: Callable[..., Path]
+) -> None:
+    stick = Disk(Image(whole=Vfat(label="STICK")).build(), interface="usb")
+    vm = boot(
+        kernel=bookworm.kernel,
+        initrd=generic,
+        disks=(Disk(small_disk()), stick),
+        append="quiet root=LABEL=small-root rd.break=mount",
+    )
+    shell = Shell.rescue(vm, "mount")
+    # It comes when it is ready: a stick that was plugged in just now.
+    shell.check("until pyinit devices | grep -q STICK; do sleep 0.2; done")
+    assert "Copied to /dev/sda, directory " in shell.check("pyinit report --to LABEL=STICK")
+    shell.check("mkdir /stick && mount -o ro LABEL=STICK /stick && ls /stick/pyinit-report-*/report.txt")
+    vm.stop()
 
 
 def test_arguments_for_init_are_set_in_the_shell(start: Start, witness_of: Testimony) -> None:

@@ -85,11 +85,13 @@ def test_without_a_shell_there_are_no_keys(
     vm.expect(r"waiting for root: LABEL=small-root since [56] s, 17[45] s more; block devices: none\n")
     vm.send_bytes(b"s")
     vm.send_bytes(b"w\x03\x04\x1a\x1c")
+    vm.send_bytes(b"typed ahead")
     vm.expect(r"waiting for root: LABEL=small-root since 1[56] s, 16[45] s more")
     vm.plug(late)
     seen = witness_of(vm)
     assert wants(seen) == ["satisfied"]
     assert "s left" not in vm.console and "pyinit:initqueue" not in vm.console
+    assert "typed ahead" not in vm.console
 
 
 def test_a_screen_counts_down_in_place_while_the_serial_line_gets_lines(

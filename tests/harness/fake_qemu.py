@@ -138,6 +138,10 @@ class FakeQemu:
         print("qemu-system-x86_64: out of luck", file=sys.stderr)
         sys.exit(1)
 
+    def play_assertion(self) -> None:
+        print("qemu: ../kvm.c:1: set: Assertion `ret == n' failed.", file=sys.stderr)
+        os.abort()
+
     def play_signal(self) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 

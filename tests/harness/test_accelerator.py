@@ -55,6 +55,15 @@ def test_kvm_that_opens_but_does_not_boot(kernel: Path, tmp_path: Path, scenario
         decide("kvm", kernel, program=qemu, device="/dev/null")
 
 
+def test_an_assertion_of_qemu_is_told_in_words(kernel: Path, tmp_path: Path) -> None:
+    qemu = program(tmp_path, kvm="assertion", tcg="no-root")
+    said = str(decide("auto", kernel, program=qemu, device="/dev/null"))
+    assert "no KVM here (QEMU crashes when it uses /dev/null); boots are slower" in said
+    # Who insists on KVM wants to know.
+    with pytest.raises(AcceleratorError, match="Assertion `ret == n' failed"):
+        decide("kvm", kernel, program=qemu, device="/dev/null")
+
+
 def test_no_kvm_device(kernel: Path, tmp_path: Path) -> None:
     qemu = program(tmp_path, tcg="no-root")
     accelerator = decide("auto", kernel, program=qemu, device=str(tmp_path / "kvm"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyinit_qemu import debian as module
+from pyinit_qemu.cli import main
 from pyinit_qemu.debian import ArchiveError, DebianRoot, ProvisionError, Suite, host_mirror, provision
 from pyinit_qemu.disks.cache import Cache
 from pyinit_qemu.disks.tools import run
@@ -51,6 +52,15 @@ def test_small_root_is_small_and_complete(bookworm: DebianRoot) -> None:
     assert (tree / "sbin/init").readlink() == Path("/usr/lib/witness/init")
     assert (tree / "usr/lib/witness/init").read_bytes()[:4] == b"\x7fELF"
     assert (tree / "bin/sh").resolve().is_relative_to(tree)
+
+
+def test_the_command_says_where_it_is(bookworm: DebianRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["debian", "bookworm"]) == 0
+    assert capsys.readouterr().out == f"{bookworm.tree}\n"
+    with pytest.raises(SystemExit):
+        main(["debian", "buster"])
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert "DEBIAN=$(.venv/bin/pyinit-qemu debian bookworm)" in readme
 
 
 def test_unreachable_archive_is_the_archives_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_first_word_is_a_command(folder: Path, monkeypatch: pytest.MonkeyPat
 
 def test_devices_by_what_udev_calls_them(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"/dev/disk/by-label": ["my\\x20disk", "stick"], "/sys/class/block": ["sda1"]}
-    monkeypatch.setattr(completion, "_list", lambda path: known.get(path, []))
+    monkeypatch.setattr(completion, "names", lambda path: known.get(path, []))
     assert complete("pyinit mount-root ", "/") == (18, ["/dev/sda1", "LABEL=stick"])
     assert complete("pyinit set root=LA", "/") == (16, ["LABEL=stick"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import termios
 from collections.abc import Iterator
 
 import pytest
@@ -75,6 +76,31 @@ def test_every_console_shows_it(
     for end in (terminal[0], controller):
         assert shown(end, "pyinit: hello") == "pyinit: hello\n"
     os.close(controller)
+    os.close(device)
+
+
+def test_a_stopped_terminal_is_waited_for_once(
+    console: Console, terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def write(fd: int, data: bytes, patience: float) -> bool:
+        waited.append(patience)
+        return write_patiently(fd, data, min(patience, 0.01))
+
+    monkeypatch.setattr("pyinit.kernel.terminal.write_patiently", write)
+    device = os.open(terminal[1], os.O_RDWR | os.O_NOCTTY)
+    termios.tcflow(device, termios.TCOOFF)
+    for number in range(20):
+        console.error(f"lost {number}")
+    assert waited == [1.0] + [0.0] * 19
+    assert len(console.record.data["messages"]) == 20
+    termios.tcflow(device, termios.TCOON)
+    console.error("first")
+    console.error("second")
+    assert shown(terminal[0], "pyinit: second") == "pyinit: first\npyinit: second\n"
+    # Waited for like any other again.
+    assert waited[-2:] == [0.0, 1.0]
     os.close(device)
 
 

@@ -54,6 +54,13 @@ def names(plan: Plan, asked: list[str], without: list[str], mode: str = "list") 
     return {feature.name: reason for feature, reason in chosen}
 
 
+def test_the_manual_has_a_row_for_each() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "builder.md").read_text()
+    table = text.partition("| feature | comes when | what |")[2].partition("\n\n")[0]
+    rows = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(rows) == sorted(kind.name for kind in features.BUILT_IN)
+
+
 def test_asked_for_wanted_and_left_out(plan: Plan) -> None:
     assert names(plan, [], []) == {"wanted": "the mode is list"}
     assert names(plan, [], ["wanted"]) == {}

@@ -59,6 +59,34 @@ def test_the_newest_listener_hears_every_console_and_signals_are_bytes(
     assert keyboard.descriptors() == ()
 
 
+def echoes(path: str) -> bool:
+    with open(path, "rb", buffering=0) as file:
+        return bool(termios.tcgetattr(file)[3] & termios.ECHO)
+
+
+def test_what_is_typed_before_somebody_listens_is_not_shown_and_not_lost(
+    terminals: list[tuple[int, str]],
+) -> None:
+    keyboard, ear = Keyboard(), Ear()
+    controller, path = terminals[0]
+    keyboard.hush()
+    assert keyboard.descriptors() == () and not echoes(path)
+    os.write(controller, b"ab")
+    keyboard.listen(ear)
+    type_and_read(keyboard, controller, b"c")
+    assert b"".join(data for _, data in ear.heard)[:2] == b"ab"
+    keyboard.leave(ear)
+    assert keyboard.descriptors() == () and not echoes(path)
+    keyboard.unhush()
+    assert echoes(path)
+    assert not select.select([controller], [], [], 0)[0]
+    keyboard.listen(ear)
+    keyboard.unhush()
+    assert len(keyboard.descriptors()) == 2 and not echoes(path)
+    keyboard.leave(ear)
+    assert echoes(path)
+
+
 def test_every_byte_arrives_and_a_break_is_no_end(terminals: list[tuple[int, str]]) -> None:
     keyboard, ear = Keyboard(), Ear()
     keyboard.listen(ear)

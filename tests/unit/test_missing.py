@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinit.config import devspec, sealed
+from pyinit.config.options import boot_config
 from pyinit.config.sealed import EMPTY_INDEX, Aliases, ModuleIndex, dump_drivers, parse_drivers
 from pyinit.devices.view import DeviceView
 from pyinit.devices.waiting import describe, size
@@ -47,12 +48,21 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     monkeypatch.setattr(missing, "driverless_devices", lambda buses: iter(devices.items()))
     monkeypatch.setattr(missing, "kernel_messages", lambda count: ["other: x", "virtio_blk: no such thing"])
     monkeypatch.setattr(missing, "work", lambda record: ["somebody works"])
+    monkeypatch.setattr(missing, "_PCI_DEVICES", str(tmp_path / "pci"))
     return devices
 
 
-def explain(record: Record, modules: Modules, *known: DeviceView, name: str = "root") -> BootError:
+def explain(
+    record: Record,
+    modules: Modules,
+    *known: DeviceView,
+    name: str = "root",
+    root: DeviceView | None = None,
+) -> BootError:
     spec = devspec.parse_spec(f"UUID={UUID}")
-    return missing.missing_device("cause", name, spec, list(known), modules, record.data, ("luks: waits",))
+    return missing.missing_device(
+        "cause", name, spec, list(known), modules, record.data, ("luks: waits",), root
+    )
 
 
 def test_a_driver_that_is_not_in_the_image_is_named_with_what_brings_it(
@@ -66,7 +76,8 @@ def test_a_driver_that_is_not_in_the_image_is_named_with_what_brings_it(
         "luks: waits",
         "somebody works",
     )
-    assert "build the image with --module nvme, or --mode generic" in error.advice[0]
+    assert error.advice[0] == "The kernel sees no disk: what leads to disks has no driver, as told above."
+    assert "build the image with --module nvme, or --mode generic" in error.advice[1]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +108,47 @@ def test_a_controller_that_nobody_claims_is_told(record: Record, machine: dict[s
     assert found[1].endswith("[1000:0072]: no module of this kernel is known to claim it")
 
 
+def controller(folder: Path, name: str, alias: str, driver: str) -> None:
+    (folder / "pci" / name).mkdir(parents=True)
+    (folder / "pci" / name / "modalias").write_text(f"{alias}\n")
+    (folder / "pci" / name / "driver").symlink_to(f"/sys/bus/pci/drivers/{driver}")
+
+
+def test_without_a_disk_nothing_is_to_be_corrected(
+    record: Record, machine: dict[str, str], tmp_path: Path
+) -> None:
+    modules = Modules(EMPTY_INDEX, Console(record))
+    loop = partition()._replace(name="loop0", node="/dev/loop0")
+    error = explain(record, modules, loop)
+    assert error.advice[0].startswith("The kernel sees no disk: this machine has none, or the firmware")
+    assert "pyinit set" not in "".join(error.advice)
+
+    controller(tmp_path, "0000:00:1b.0", SOUND, "snd_hda_intel")
+    controller(tmp_path, "0000:01:00.0", NVME, "nvme")
+    error = explain(record, modules)
+    assert "without a disk: PCI 0000:01:00.0 [1b36:0010]: driven by nvme" in error.found
+    assert "snd_hda_intel" not in "".join(error.found)
+    assert error.advice[0].startswith("The kernel sees no disk: look at its plug and power")
+    error = missing.no_root_given("quiet", [], modules)
+    assert error.advice[0].startswith("The kernel sees no disk: look at its plug and power")
+    assert "without a disk: PCI 0000:01:00.0 [1b36:0010]: driven by nvme" in error.found
+
+    disc = loop._replace(name="sr0", properties={"ID_FS_TYPE": "iso9660"})
+    assert "pyinit set root=UUID=..., then" in explain(record, modules, disc).advice[0]
+
+
+def test_the_roots_own_device_is_not_proposed_for_something_else(
+    record: Record, machine: dict[str, str]
+) -> None:
+    root = partition(ID_FS_UUID=UUID[:-1] + "3", ID_FS_TYPE="ext4")
+    error = explain(record, Modules(EMPTY_INDEX, Console(record)), root, name="overlay", root=root)
+    assert error.advice[:2] == (
+        "Correct it here: pyinit set rd.overlay=UUID=..., then leave the shell.",
+        "To keep changes in memory for this time: pyinit set rd.overlay=tmpfs.",
+    )
+    assert not any(line.startswith("nearest") for line in error.found)
+
+
 def test_the_nearest_device_is_what_to_set(record: Record, machine: dict[str, str]) -> None:
     near = partition(ID_FS_UUID=UUID[:-1] + "3", ID_FS_TYPE="ext4")
     error = explain(record, Modules(EMPTY_INDEX, Console(record)), near)
@@ -106,6 +158,27 @@ def test_the_nearest_device_is_what_to_set(record: Record, machine: dict[str, st
     assert "pyinit set mount.usr=UUID=" in error.advice[0]
     error = explain(record, Modules(EMPTY_INDEX, Console(record)), near, name="/srv\x1b")
     assert r"the line for /srv\x1b in /sysroot/etc/fstab" in error.advice[0]
+
+
+def test_what_is_set_and_is_not_there_is_told_with_what_there_is() -> None:
+    known = [partition(ID_FS_UUID=UUID, ID_FS_TYPE="ext4", ID_FS_LABEL="small-root")]
+
+    def said(line: bytes) -> list[str]:
+        return missing.not_there(boot_config(line), known)
+
+    assert said(b"root=LABEL=small-root ro quiet resume=UUID=" + UUID.encode()) == []
+    assert said(b"root=gpt-auto") == said(b"rw") == []
+    assert said(b"root=LABEL=smal-root") == [
+        "no device is LABEL=smal-root now. There is:",
+        "  nearest: /dev/vda1: its LABEL small-root differs in 1 character",
+        f"  /dev/vda1  ext4  UUID={UUID}  LABEL=small-root",
+    ]
+    assert said(b"root=/dev/mapper/x")[0] == (
+        "no device is /dev/mapper/x now, though what is on a volume or an array may come later. There is:"
+    )
+    assert said(b"rd.overlay=changes") == ["rd.overlay=changes names no device"]
+    assert said(b"root=vda1") == ["root=vda1 is not understood; Did you mean root=/dev/vda1 ?"]
+    assert missing.not_there(boot_config(b"mount.usr=LABEL=x"), [])[1] == "  no block device at all"
 
 
 def test_an_error_of_the_device_is_found_below_what_it_led_to(machine: dict[str, str]) -> None:

@@ -44,6 +44,21 @@ def test_timeline_tells_each_step_in_order_of_time() -> None:
     assert lines[-1] == "4.0 ms from /init to the real init"
 
 
+def test_the_time_of_people_is_a_phase_of_its_own_and_not_the_boots() -> None:
+    record = finished_record()
+    start = record.data["started"]
+    record.add("shells", stage="mount", start=start + 500, end=start + 2000)
+    lines = timeline(decode(record.encode()))
+    assert any(line.endswith("   1.5  rescue shell in mount") for line in lines)
+    assert lines[-1] == "2.5 ms from /init to the real init, without 1.5 ms in the rescue shell"
+
+
+def test_a_record_of_an_earlier_version_is_read() -> None:
+    record = finished_record().data
+    del record["shells"]
+    assert decode(json.dumps(record).encode())["shells"] == []
+
+
 def test_modules_that_were_there_already_are_not_told() -> None:
     assert "crc16" not in "\n".join(timeline(finished_record().data))
 

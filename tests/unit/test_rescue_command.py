@@ -46,7 +46,8 @@ def test_a_misspelt_word_is_noticed_at_once(overrides: Path, capsys: pytest.Capt
         (["devices", "it"], "pyinit devices: it takes no further words\nusage: pyinit devices\n"),
         (
             ["report", "sdb1"],
-            "pyinit report: it takes --to and one place\nusage: pyinit report [--to DEVICE]",
+            "pyinit report: it takes --to and one place, and --force\n"
+            "usage: pyinit report [--to PLACE [--force]]",
         ),
         (["mount-root"], "pyinit mount-root: it needs a device\nusage: pyinit mount-root DEVICE [OPTIONS]"),
     ],

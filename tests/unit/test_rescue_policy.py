@@ -6,6 +6,7 @@ import os
 import select
 import threading
 from collections.abc import Iterator
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -140,7 +141,15 @@ class Desk:
         self.prompt = Prompt(self.keyboard, self.console)
         self.password = Password(self.prompt, self.keyboard, self.children, self.console)
 
-    def ask(self, lines: list[bytes], hashed: str, *, may_leave: bool = False, library: str = LIBRARY) -> str:
+    def ask(
+        self,
+        lines: list[bytes],
+        hashed: str,
+        *,
+        may_leave: bool = False,
+        library: str = LIBRARY,
+        limit: float = inf,
+    ) -> str:
         seen = b""
 
         def type_lines() -> None:
@@ -158,7 +167,7 @@ class Desk:
         person = threading.Thread(target=type_lines)
         person.start()
         try:
-            verdict, terminal = self.password.ask(hashed, library, may_leave=may_leave)
+            verdict, terminal = self.password.ask(hashed, library, may_leave=may_leave, limit=limit)
             assert terminal == (self.path if lines else "")
             return verdict
         finally:
@@ -175,6 +184,14 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     yield Desk(controller, path)
     os.close(controller)
     os.close(device)
+
+
+def test_panic_limits_the_wait_for_the_first_key(desk: Desk, hashed: str) -> None:
+    assert desk.ask([], hashed, limit=0.01) == "nobody"
+    assert desk.ask([RIGHT + b"\r"], hashed, limit=30) == "right"
+    sealed = image("password", hashed)
+    patience = {line: Policy(sealed, boot_config(line)).patience for line in (b"", b"panic=-1", b"panic=20")}
+    assert patience == {b"": 0, b"panic=-1": 0, b"panic=20": 20}
 
 
 def test_who_knows_the_password_is_let_in_and_nothing_of_it_is_told(desk: Desk, hashed: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyinit.devices.waiting import size
 from pyinit.rescue import cli, small
 from pyinit.rescue.probe import properties
 
@@ -42,6 +43,39 @@ def test_what_is_not_understood(capfd: pytest.CaptureFixture[str], tmp_path: Pat
     told = capfd.readouterr().err
     assert "head: takes -n LINES and files, and not -c" in told
     assert "\\x1b[2J: No such file or directory" in told
+
+
+def test_touch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("kept")
+    os.utime(old, (1, 1))
+    assert small.run("touch", [str(old), str(new)]) == 0
+    assert (old.read_text(), new.read_text()) == ("kept", "")
+    assert old.stat().st_mtime > 1
+    assert small.run("touch", [str(tmp_path), str(tmp_path / "a/b")]) == 1
+    assert small.run("touch", ["-d", "x"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == "touch: takes files, and no options"
+
+
+def test_df_tells_the_room_that_statvfs_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert small.run("df", ["-h", "/"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].split() == ["FILE", "SYSTEM", "SIZE", "USED", "FREE", "MOUNTED", "ON"]
+    room = os.statvfs("/")
+    (line,) = (line for line in lines if line.endswith(" /"))
+    assert size(room.f_blocks * room.f_frsize) in line
+    assert small.run("df", []) == 0
+    assert line in capfd.readouterr().out
+    assert small.run("df", [str(tmp_path / "gone")]) == 1
+    assert capfd.readouterr().err.endswith("gone: No such file or directory\n")
+
+
+@pytest.mark.parametrize("words", [[], ["/sysroot"], ["/sysroot/", "ls"]])
+def test_chroot_into_nothing_is_explained(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert small.run("chroot", words) == 1
+    told = capfd.readouterr().err
+    assert told.startswith("chroot: nothing is mounted on /sysroot.")
+    assert "pyinit mount-root DEVICE" in told and "pyinit retry" in told
 
 
 def test_ps_shows_this_process(capfd: pytest.CaptureFixture[str]) -> None:

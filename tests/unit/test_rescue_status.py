@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinit.errors import CODES
+from pyinit.kernel.memory import parse_meminfo
 from pyinit.record import Record
 from pyinit.rescue.codes import HELP, document
 from pyinit.rescue.report import HIDDEN, compose, mask, masked
-from pyinit.rescue.status import Facts, memory, status
+from pyinit.rescue.status import Facts, status
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -42,7 +43,7 @@ def test_status_says_where_the_boot_stands() -> None:
         ("root=LABEL=y",),
         "",
         ("udevd (7)",),
-        (2048, 8192),
+        (2 << 20, 8 << 20),
         ("x works",),
     )
     assert status(facts) == [
@@ -66,9 +67,12 @@ def test_status_says_where_the_boot_stands() -> None:
 
 @given(st.binary())
 def test_any_meminfo_is_read(data: bytes) -> None:
-    assert min(memory(data)) >= 0
-    assert memory(b"MemTotal: " + b"9" * 5000 + b" kB") == (0, 0)
-    assert memory(b"MemTotal: 10 kB\nMemAvailable:  7 kB\n") == (7, 10)
+    assert min(parse_meminfo(data).values(), default=0) >= 0
+    assert parse_meminfo(b"MemTotal: " + b"9" * 5000 + b" kB") == {}
+    assert parse_meminfo(b"MemTotal: 10 kB\nMemAvailable:  7 kB\nHugePages_Total: 1\n") == {
+        "MemTotal": 10 << 10,
+        "MemAvailable": 7 << 10,
+    }
 
 
 def test_a_report_hides_secrets() -> None:

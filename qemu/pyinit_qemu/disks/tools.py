@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,13 @@ PACKAGES = {
 
 def silent(_message: str) -> None:
     """The progress callback of those who do not want to know."""
+
+
+def terminal_progress() -> Progress:
+    """One that writes each message over the last, where standard error is a terminal."""
+    if not sys.stderr.isatty():
+        return silent
+    return lambda message: print(f"\r\033[K{message[:100]}", end="\r", file=sys.stderr, flush=True)
 
 
 class ToolError(Exception):
