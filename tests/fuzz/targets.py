@@ -111,6 +111,7 @@ def text_of(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
+NO_MODULES = modules.Modules(sealed.EMPTY_INDEX, Console(Record("", "")))
 HOSTILE_NAMES = (
     b"\x1b]0;title\x07",
     b"\x1b[6n",
@@ -258,7 +259,7 @@ def root_devices(data: bytes) -> None:
     shown(*map(waiting.describe, known))
     for view in known:
         shown(*report._properties(view))
-    refused(missing.no_root_given("", known))
+    refused(missing.no_root_given("", known, NO_MODULES))
     try:
         spec = devspec.parse_spec(spec_text)
     except BootError as error:
