@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyinit.config.bcache import BcacheWords
     from pyinit.config.image import ImageFile
     from pyinit.config.luks import LuksWords
+    from pyinit.config.multipath import MultipathWords
     from pyinit.config.overlay import Overlay
     from pyinit.config.verity import VerityWords
     from pyinit.config.volumes import VolumeWords
@@ -392,6 +393,18 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "Use a backing device without its cache when that has not come after 30 s. What only the cache has "
         "is lost then; so it is never done while the backing device says that there is something.",
         "initqueue",
+    ),
+    Option(
+        "rd.multipath",
+        "list",
+        _VOLUMES,
+        "[=0|1|default|WWID]",
+        "none",
+        "Use the disk with this WWID through a map over all paths to it; may be given several times. "
+        "Alone or with `1`: every SCSI disk but those on USB, even with one path; `default`: so, without "
+        "the image's multipath.conf; `0`: none, also not those that the builder found. `nompath` and "
+        "`multipath=off` are `rd.multipath=0`.",
+        "pre-udev",
     ),
     Option(
         "rd.timeout",
@@ -778,7 +791,6 @@ _UNHANDLED: Final[tuple[tuple[str, str], ...]] = (
     ("some options of LVM", "lvm.snapshot lvm.snapsize lvm.mergetags"),
     ("RAID of firmware, and waiting for clean arrays", "md.imsm md.ddf md.waitclean"),
     ("BIOS RAID", "dm dm.uuid"),
-    ("multipath", "multipath"),
     (
         "iSCSI",
         "iscsi.initiator iscsi.target.name iscsi.target.ip iscsi.target.port iscsi.target.group "
@@ -895,6 +907,8 @@ class BootConfig(NamedTuple):
     """``rd.luks.*``; None when there is no such word."""
     bcache: BcacheWords | None = None
     """``rd.bcache*`` and ``rd.auto``; None when there is no such word."""
+    multipath: MultipathWords | None = None
+    """``rd.multipath``, ``nompath``, ``multipath=off``; None when there is no such word."""
     image: ImageFile | None = None
     """The file that holds the root, on the file system of ``root=``; None when that is the root."""
     verity: VerityWords | None = None
@@ -975,6 +989,10 @@ def boot_config(*sources: bytes) -> BootConfig:
         from pyinit.config.bcache import bcache_words
 
         config = config._replace(bcache=bcache_words(merged, warnings))
+    if any(word.key in ("rd.multipath", "nompath", "multipath") for word in merged.words):
+        from pyinit.config.multipath import multipath_words
+
+        config = config._replace(multipath=multipath_words(merged, warnings))
     if not (merged.flag("systemd.gpt_auto", True) and merged.flag("rd.systemd.gpt_auto", True)):
         config = config._replace(gpt_auto=False)
     if merged.last("roothash") is not None:

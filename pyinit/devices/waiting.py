@@ -322,17 +322,32 @@ def size(count: int) -> str:
 
 
 def _ambiguous(want: Want, found: list[DeviceView], sectors: Callable[[str], int]) -> BootError:
+    advice: tuple[str, ...] = (
+        "Remove the copy, or give one of them another UUID or label.",
+        "root=PARTUUID=... or a path below /dev/disk/by-path/ names one device exactly.",
+    )
+    if _same_disk(found):
+        advice = (
+            "They say that they are one disk, reached in several ways: use these together with "
+            "pyinit set rd.multipath, then leave the shell (in an image with --feature multipath).",
+            *advice,
+        )
     return BootError(
         "E-AMBIG",
         f"{len(found)} devices match {want.name}: {want.spec}",
         found=tuple(
             describe(view, sectors(view.name)) for view in sorted(found, key=lambda view: view.number)
         ),
-        advice=(
-            "Remove the copy, or give one of them another UUID or label.",
-            "root=PARTUUID=... or a path below /dev/disk/by-path/ names one device exactly.",
-        ),
+        advice=advice,
     )
+
+
+def _same_disk(found: list[DeviceView]) -> bool:
+    """Whether all have the serial number, and the place on it, of the first: paths to one SCSI disk."""
+    places = {
+        (get("ID_SERIAL"), get("ID_PART_ENTRY_NUMBER")) for get in (view.properties.get for view in found)
+    }
+    return len(places) == 1 and all(view.name.startswith("sd") for view in found) and bool(places.pop()[0])
 
 
 def describe(view: DeviceView, sectors: int = 0) -> str:

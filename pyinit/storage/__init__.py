@@ -10,6 +10,9 @@ SEALED_VOLUMES = "/etc/pyinit/volumes.json"
 SEALED_ARRAYS = "/etc/pyinit/arrays.json"
 #: The backing devices that the root lies on.
 SEALED_BCACHE = "/etc/pyinit/bcache.json"
+#: The disks that the system reaches in several ways, by WWID, and what was made of the request.
+SEALED_MULTIPATH = "/etc/pyinit/multipath.json"
+MULTIPATH_MARKS = "/run/pyinit/multipath"
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +31,14 @@ def assemblers(context: Context) -> list[Assembler]:
     """
     found: list[Assembler] = []
     config = context.config
+    if (
+        config.multipath
+        or any(map(os.path.exists, (SEALED_MULTIPATH, MULTIPATH_MARKS)))
+        or any(path.startswith("/dev/disk/by-id/dm-uuid-") for path in asked_paths(context))
+    ):
+        from pyinit.storage.multipath import make as make_multipath
+
+        found += filter(None, (make_multipath(context),))
     volumes = (
         config.volumes or _names_volume(context) or any(map(os.path.exists, (SEALED_VOLUMES, SEALED_ARRAYS)))
     )

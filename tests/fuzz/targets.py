@@ -24,6 +24,7 @@ from pyinit.config import (
     discoverable,
     distance,
     fstab,
+    multipath,
     options,
     sealed,
     volumes,
@@ -56,6 +57,7 @@ from pyinit_image import (
 )
 from pyinit_image import udev as rules
 from pyinit_image.errors import BuildError
+from pyinit_image.features import multipath as paths
 from pyinit_image.features import resume as sleeping
 from pyinit_qemu import channel, deb, kernel, moments, plain, screen, witness
 from pyinit_qemu.console import Cleaner
@@ -570,6 +572,28 @@ def volumes_and_arrays(data: bytes) -> None:
                 shown(volume.group, volume.name)
         if uuid := volumes.array_uuid(text):
             shown(volumes.show_array(uuid))
+
+
+@target(
+    multipath.multipath_words,
+    multipath.wwids_of_paths,
+    multipath.is_wwid,
+    paths.parse_wwids,
+    seeds=(
+        b"rd.multipath=35000c50015ea71aa rd.multipath=default rd.multipath=0 nompath multipath=off",
+        b"/dev/disk/by-id/dm-uuid-part1-mpath-35000c50015ea71aa",
+        b"# Valid WWIDs:\n/35000c50015ea71aa/\n/0QEMU_QEMU_HARDDISK_shared/\n",
+    ),
+    words=(*split(r"rd.multipath = / .. % \x00 \xff \x1b[2J nompath multipath=off"), b" ", b"\n"),
+)
+def disks_with_several_paths(data: bytes) -> None:
+    warnings: list[str] = []
+    named = multipath.multipath_words(cmdline.parse(data), warnings).wwids
+    shown(*warnings)
+    for wwid in (*named, *multipath.wwids_of_paths([text_of(data)]), *paths.parse_wwids(text_of(data))):
+        # They become names of files.
+        if "/" in wwid or wwid in ("", ".", "..") or not multipath.is_wwid(wwid):
+            raise AssertionError(f"taken for the name of a disk: {wwid!r}")
 
 
 @target(

@@ -26,6 +26,7 @@ from .loop import Loop
 from .luks import Luks
 from .lvm import Lvm
 from .md import Md
+from .multipath import Multipath
 from .overlay import Overlay
 from .resume import Resume
 from .tokens import Fido2, Tpm2
@@ -68,6 +69,7 @@ BUILT_IN: tuple[type[Feature], ...] = (
     Luks,
     Lvm,
     Md,
+    Multipath,
     Overlay,
     Resume,
     Tpm2,
