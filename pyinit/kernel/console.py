@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from pyinit.kernel.terminal import Writer, active_consoles, write_patiently
+from pyinit.kernel.terminal import Writer, active_consoles, drop_unsent, write_patiently
 from pyinit.record import Record
 
 LOG_PATH = "/run/pyinit/log"
@@ -46,6 +46,7 @@ class Console:
         self._kmsg_limit = b""
         self._screens: list[str] = []
         self._writer = Writer()
+        self._held: dict[str, int] = {}
         self._log = -1
 
     def open(self) -> None:
@@ -71,9 +72,14 @@ class Console:
         self._kmsg_limit = _exchange(_KMSG_LIMIT_PATH, b"on\n")
 
     def close(self) -> None:
-        """Give the kernel's own settings back, right before the real init is executed."""
+        """Give the kernel's own settings back, right before the real init is executed.
+
+        That closes the terminals, and must not wait for one of them.
+        """
         if self._kmsg_limit:
             _exchange(_KMSG_LIMIT_PATH, self._kmsg_limit)
+        for fd in self._held.values():
+            drop_unsent(fd)
 
     def open_log(self) -> None:
         """Keep the log in /run as well, where it survives the switch."""
@@ -134,7 +140,12 @@ class Console:
             return
         keep = self.last_line
         self._writer.write(path, fd, keep.lift(path) + data + keep.lay(path) if keep else data)
-        os.close(fd)
+        # Held until there is another: closing the last descriptor of a serial line that does not drain waits
+        # for 30 s (closing_wait in the kernel's drivers/tty/tty_port.c).
+        before = self._held.get(path, -1)
+        self._held[path] = fd
+        if before >= 0:
+            os.close(before)
 
     def screens(self) -> tuple[str, ...]:
         """The terminals that are written to."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+import sys
+from time import sleep
 
 PATIENCE = 1.0
+_STEP = 0.02
 
 
 def write_patiently(fd: int, data: bytes, patience: float = PATIENCE) -> bool:
@@ -44,6 +47,33 @@ class Writer:
             self._stopped.discard(path)
         else:
             self._stopped.add(path)
+
+
+def drop_unsent(fd: int) -> None:
+    """Throw away what a terminal does not send: who closes a serial line last waits for that, up to 30 s.
+
+    One that sends, however slowly, is waited for; one that has stopped for a second.
+    """
+    import termios
+
+    try:
+        left, stuck = _unsent(fd), 0.0
+        while left and stuck < PATIENCE:
+            sleep(_STEP)
+            before, left = left, _unsent(fd)
+            stuck = 0.0 if left < before else stuck + _STEP
+        if left:
+            termios.tcflush(fd, termios.TCOFLUSH)
+    except (OSError, termios.error):
+        pass  # It was hung up.
+
+
+def _unsent(fd: int) -> int:
+    """How many bytes a terminal has still to send (TIOCOUTQ, ioctl_tty(2))."""
+    import fcntl
+    import termios
+
+    return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def drain(fd: int) -> None:

@@ -6,6 +6,7 @@ import os
 import select
 import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,25 @@ def test_a_quiet_console_does_not_show_what_is_told_for_debugging(
     console.info("i")
     console.error("e")
     assert shown(terminal[0], "pyinit: e") == "pyinit: e\n"
+
+
+def test_a_terminal_that_was_hung_up_is_opened_anew(
+    console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "tty"
+    monkeypatch.setattr(console, "_screens", [str(path)])
+    open_before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        controller, device = os.openpty()
+        path.unlink(missing_ok=True)
+        path.symlink_to(os.ttyname(device))
+        for text in ("one", "two"):
+            console.error(text)
+        assert shown(controller, "pyinit: two") == "pyinit: one\npyinit: two\n"
+        os.close(controller)
+        os.close(device)
+    # One stays open, so that no line is the last that has it open.
+    assert len(os.listdir("/proc/self/fd")) == open_before + 1
 
 
 def test_every_console_shows_it(
