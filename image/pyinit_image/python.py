@@ -72,6 +72,7 @@ EXCLUDED = {
     ("psutil", "psutil._pssunos"): "another operating system",
     ("psutil", "psutil._psaix"): "another operating system",
     ("traceback", "ast"): "only for the marks below a part of a line, which a traceback then does without",
+    ("code", "readline"): "the relay of the rescue shell edits the lines of all that runs there",
     ("psutil._common", "inspect"): "only with PSUTIL_DEBUG set",
     ("psutil._common", "ipaddress"): "only for the broadcast addresses of network interfaces",
 }
