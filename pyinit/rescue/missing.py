@@ -75,6 +75,12 @@ def missing_device(
         uuid = view.properties.get("ID_FS_UUID", "")
         if view.properties.get("ID_FS_TYPE") == "crypto_LUKS" and uuid.replace("-", "") not in opened:
             advice.append(f"It may be inside the encrypted volume: pyinit set rd.luks.uuid={printable(uuid)}")
+    if members := [view for view in known if _is_firmware_raid(view)]:
+        names = ", ".join(f"{printable(v.node)} ({printable(v.properties['ID_FS_TYPE'])})" for v in members)
+        advice.append(
+            f"It may be on the firmware's RAID, of which {names} is a part: that is not assembled here; only "
+            "MD's own format is (docs/storage.md)."
+        )
     right = _name(near[0][0]) if near else "UUID=..."
     correct = f"Correct the line for {printable(name)} in /sysroot/etc/fstab, then leave the shell."
     if name in _WORDS:
@@ -93,6 +99,12 @@ def missing_device(
     events = record["events"]["read"]
     tried = (f"waited for udev to announce {devspec.describe(spec)}; {events} events came",)
     return BootError("E-DEV", cause, tried=tried, found=tuple(found), advice=tuple(advice))
+
+
+def _is_firmware_raid(view: DeviceView) -> bool:
+    """Whether a disk has the metadata of a RAID that is not MD's own, by the names that blkid(8) gives."""
+    kind = view.properties.get("ID_FS_TYPE", "")
+    return kind.endswith("_raid_member") and kind != "linux_raid_member"
 
 
 def _without_driver(modules: Modules) -> tuple[list[str], list[str]]:

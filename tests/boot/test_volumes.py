@@ -229,3 +229,20 @@ def test_whatever_lies_on_what_the_encrypted_volume_is_closed_before_a_shell(
     vm.expect(r"Passphrase for luks-\S+ \(/dev/\S+\): ")
     vm.send_line("secret")
     assert witness_of(vm).root.device.startswith(("dm-", "md"))
+
+
+def test_a_member_of_a_raid_of_firmware_is_named_and_not_touched(start: Start, tmp_path: Path) -> None:
+    disk = tmp_path / "member"
+    content = bytearray(8 << 20)
+    # Intel's metadata begins in the last sector but one.
+    content[-1024:-994] = b"Intel Raid ISM Cfg Sig. 1.1.00"
+    disk.write_bytes(content)
+    words = "root=LABEL=far rd.dm.uuid=isw_far rd.auto rd.timeout=2"
+    vm = start(words, Disk(disk, snapshot=False), allow=("banner",))
+    shell = Shell.rescue(vm, "initqueue")
+    assert "rd.dm.uuid: no effect, this initramfs does not handle BIOS RAID" in vm.console
+    told = shell.check("pyinit explain")
+    assert told.startswith("E-DEV root: LABEL=far did not appear within 2 s")
+    assert "the firmware's RAID, of which /dev/vda (isw_raid_member) is a part" in told
+    vm.stop()
+    assert disk.read_bytes() == content
