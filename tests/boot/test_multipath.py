@@ -85,6 +85,8 @@ def test_a_root_on_a_disk_with_two_paths_is_used_through_both(
     assert seen.root.device.startswith("dm-")
     assert seen.root.properties["DM_UUID"] == f"part1-mpath-{WWID}"
     assert {f"/dev/mapper/{WWID}", f"/dev/mapper/{WWID}-part1"} <= set(seen.dev)
+    # The names that a path has are those of the map.
+    assert f"/dev/disk/by-id/wwn-0x{NAME}-part1" in seen.root.links
     assert "multipath does not take" not in vm.console
 
 
@@ -212,3 +214,10 @@ def test_a_debian_goes_on_with_the_map_and_finds_both_paths_below_it(
     vm.finish(Timeout.LOGIN, goal="shutdown").check()
     assert "pyinit: the root file system (/dev/mapper/far-part1) is unmounted" in vm.console
     assert "stays: " not in vm.console
+
+
+def test_an_image_without_multipath_says_so(start: Start) -> None:
+    vm = start(f"root=LABEL={LABEL} rd.multipath", features=())
+    Shell.rescue(vm, "initqueue")
+    assert "rd.multipath: there is no multipath in the image; build with --feature multipath" in vm.console
+    vm.stop()

@@ -16,9 +16,12 @@ from .base import Feature, Need, Target
 
 MULTIPATH = Need(tuple(f"{directory}/multipath" for directory in DIRECTORIES), package="multipath-tools")
 KPARTX = Need(tuple(f"{directory}/kpartx" for directory in DIRECTORIES), package="kpartx")
-#: Whether a map can be used, and its partitions. Those that ask multipath about each disk (60-multipath) are
-#: left out: which disks are meant is known here; and 56-dm-parts, for which a shell would be needed.
-RULES = ("56-dm-mpath.rules", "11-dm-mpath.rules", "60-kpartx.rules", "66-kpartx.rules")
+#: Whether a map can be used, its partitions, and links; as Debian calls them, and multipath-tools. Those that
+#: ask multipath about each disk (60-multipath) are left out: which disks are meant is known here.
+RULES = (
+    *("56-dm-mpath.rules", "11-dm-mpath.rules", "56-dm-parts.rules", "11-dm-parts.rules"),
+    *("60-kpartx.rules", "66-kpartx.rules"),
+)
 #: Checkers and priorities, which multipath loads by their names in multipath.conf.
 PLUGINS = ("/usr/lib/multipath", "/lib/multipath", "/usr/lib64/multipath", "/lib64/multipath")
 MODULES = (
@@ -42,7 +45,6 @@ OWN_RULES = "/usr/lib/udev/rules.d/61-pyinit-multipath.rules"
 RULE = f"""# Written by pyinit-image: marks the paths of disks that multipath was asked for.
 SUBSYSTEM!="block", GOTO="pyinit_multipath_end"
 ACTION=="remove", GOTO="pyinit_multipath_end"
-KERNEL=="dm-[0-9]*", ENV{{DM_UUID}}=="part[0-9]*-mpath-?*", OPTIONS+="link_priority=50"
 KERNEL!="sd*", GOTO="pyinit_multipath_end"
 ENV{{DEVTYPE}}=="partition", IMPORT{{parent}}="DM_MULTIPATH_DEVICE_PATH"
 ENV{{DEVTYPE}}=="partition", GOTO="pyinit_multipath_partition"
