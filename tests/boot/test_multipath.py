@@ -29,6 +29,7 @@ NAME = "5000c50015ea71aa"
 #: As multipath has it: "3" for the kind of name, that of the registered ones.
 WWID = f"3{NAME}"
 MODULES = ("virtio_pci", "virtio_scsi", "sd_mod", "ext4")
+REFUSING = ((b'blacklist {\n\twwid ".*"\n}\n', "/etc/multipath.conf"),)
 Start = Callable[..., Machine]
 
 
@@ -157,10 +158,16 @@ def test_volumes_on_a_disk_with_two_paths_and_no_other_disk_is_taken(
 def test_a_disk_that_multipath_refuses_is_used_as_any_other(
     start: Start, witness_of: Callable[[Machine], Witness]
 ) -> None:
-    refusing = b'blacklist {\n\twwid ".*"\n}\n'
-    vm = start(f"root=LABEL={LABEL} rd.multipath", ways=1, includes=((refusing, "/etc/multipath.conf"),))
+    vm = start(f"root=LABEL={LABEL} rd.multipath", ways=1, includes=REFUSING)
     assert witness_of(vm).root.device == "sda1"
     assert "multipath does not take /dev/sda: " in vm.console
+
+
+def test_the_images_configuration_can_be_left_aside(
+    start: Start, witness_of: Callable[[Machine], Witness]
+) -> None:
+    seen = witness_of(start(f"root=LABEL={LABEL} rd.multipath=default", includes=REFUSING))
+    assert seen.root.properties["DM_UUID"] == f"part1-mpath-{WWID}"
 
 
 def test_a_debian_goes_on_with_the_map_and_finds_both_paths_below_it(
