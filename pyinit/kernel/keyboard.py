@@ -48,21 +48,21 @@ class Keyboard:
 
     def listen(self, listener: Listener, *, behind: bool = False) -> None:
         """Let a listener have what is typed from now on, before all others or behind them."""
-        if not self._listeners:
-            self.close()
         if listener not in self._listeners:
             self._listeners.insert(0 if behind else len(self._listeners), listener)
         if not self._terminals:
             self._open()
+        elif self._listeners == [listener]:
+            self._set_modes()
 
     def leave(self, listener: Listener) -> None:
         """The listener hears nothing any more; without any the terminals are as they were before."""
         if listener in self._listeners:
             self._listeners.remove(listener)
-        if not self._listeners:
+        if not self._listeners and self._hushed:
+            self._set_modes()
+        elif not self._listeners:
             self.close()
-            if self._hushed:
-                self._open()
 
     def hush(self) -> None:
         """Until :meth:`unhush` the terminals show nothing of what is typed while nobody listens.
@@ -141,24 +141,33 @@ class Keyboard:
                 continue
             try:
                 before = termios.tcgetattr(fd)
-                keys = list(before)
-                if not self._listeners:
-                    keys[3] &= ~termios.ECHO
-                    termios.tcsetattr(fd, termios.TCSANOW, keys)
-                    self._terminals[fd] = _Terminal(path, before, keys, keys)
-                    continue
-                keys[1] |= termios.OPOST | termios.ONLCR
-                keys[3] &= ~(termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
-                # No character is special: none is lost that arrives during a read.
-                keys[6] = [b"\0"] * len(before[6])
-                keys[6][termios.VMIN], keys[6][termios.VTIME] = 1, 0
-                reading = list(keys)
-                reading[3] |= termios.ICANON
-                termios.tcsetattr(fd, termios.TCSANOW, keys)
             except termios.error:  # Not a terminal.
                 os.close(fd)
                 continue
-            self._terminals[fd] = _Terminal(path, before, keys, reading)
+            self._terminals[fd] = _Terminal(path, before, before, before)
+        self._set_modes()
+
+    def _set_modes(self) -> None:
+        """Have the terminals give every key at once, or, while nobody listens, only not show it."""
+        import termios
+
+        for fd, terminal in self._terminals.items():
+            keys = list(terminal.before)
+            keys[3] &= ~termios.ECHO
+            reading = keys
+            if self._listeners:
+                keys[1] |= termios.OPOST | termios.ONLCR
+                keys[3] &= ~(termios.ICANON | termios.ISIG | termios.IEXTEN)
+                # No character is special: none is lost that arrives during a read.
+                keys[6] = [b"\0"] * len(keys[6])
+                keys[6][termios.VMIN], keys[6][termios.VTIME] = 1, 0
+                reading = list(keys)
+                reading[3] |= termios.ICANON
+            self._terminals[fd] = terminal._replace(keys=keys, reading=reading)
+            try:
+                termios.tcsetattr(fd, termios.TCSANOW, keys)
+            except termios.error:
+                pass  # It was hung up, which a read will tell.
 
     def _read(self, descriptor: int, terminal: _Terminal) -> int:
         """Fill the buffer; 0 when the terminal is gone."""

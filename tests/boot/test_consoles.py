@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from pyinit_image.access import make_hash
 from pyinit_qemu import Disk, Machine
 from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.shell import Shell
+from pyinit_qemu.spec import PROGRAM
 from pyinit_qemu.witness import Witness
 
 pytestmark = pytest.mark.boot
@@ -139,3 +142,51 @@ def test_a_password_opens_the_shell_only_where_it_was_typed(
     assert "inside" not in vm.screen.text() and "initqueue#" not in vm.screen.text()
     shell.leave()
     witness_of(vm)
+
+
+@pytest.fixture
+def stuck_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A third serial port whose other end takes nothing, as with flow control and nobody there."""
+    for end in ("in", "out"):
+        os.mkfifo(tmp_path / f"line.{end}")
+    full = os.open(tmp_path / "line.out", os.O_RDWR | os.O_NONBLOCK)
+    for size in (4096, 1):
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(full, b"x" * size)
+    qemu = tmp_path / "bin" / PROGRAM[0]
+    qemu.parent.mkdir()
+    qemu.write_text(
+        f'#!/bin/sh\nexec {shutil.which(PROGRAM[0])} "$@" -chardev pipe,id=stuck,path={tmp_path}/line '
+        "-device isa-serial,chardev=stuck,index=2\n"
+    )
+    qemu.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{qemu.parent}:{os.environ['PATH']}")
+    yield
+    os.close(full)
+
+
+@pytest.mark.fault("P6")
+@pytest.mark.usefixtures("stuck_line")
+def test_a_serial_console_that_takes_nothing_stops_nobody(
+    boot: Callable[..., Machine],
+    bookworm: DebianRoot,
+    listed: Path,
+    small_disk: Callable[..., Path],
+    witness_of: Callable[[Machine], Witness],
+) -> None:
+    seen = witness_of(
+        boot(
+            kernel=bookworm.kernel,
+            initrd=listed,
+            disks=(Disk(small_disk()),),
+            vga=True,
+            append="quiet console=ttyS2 console=tty0 root=LABEL=small-root rd.info",
+        )
+    )
+    assert seen.boot is not None
+    shown = [message for message in seen.boot["messages"] if message["level"] == "info"]
+    # The kernel would wait for 30 s after each line, and once more when the real init is executed.
+    assert len(shown) >= 3
+    assert seen.boot["handover"]["at"] - seen.boot["started"] < 60_000_000
+    assert seen.started - seen.boot["handover"]["at"] < 25_000_000
