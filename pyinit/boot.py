@@ -191,9 +191,6 @@ class Boot(Context):
             return
         assert self.waiter is not None
         self.modules.load_all(self.config.drivers_late)
-        if self.config.resume and self.assemblers:
-            self._resume(before_stacks=True)
-            self._leave_arrays_alone(self.resume_tried is None)
         if self.spec is None:
             self._discover_root()
         if self.spec is not None:
@@ -522,12 +519,8 @@ class Boot(Context):
         else:
             self.root = root
 
-    def _resume(self, *, before_stacks: bool = False) -> None:
-        """Go on with a hibernated system, if there is one: what was asked for is tried once.
-
-        ``before_stacks``: only from a device that no stack makes. Arrays and caches write to their devices
-        when they are started, and a system that comes back would not know.
-        """
+    def _resume(self) -> None:
+        """Go on with a hibernated system, if there is one: what was asked for is tried once."""
         asked = (self.config.resume, self.config.resume_offset)
         if asked == self.resume_tried:
             return
@@ -535,16 +528,7 @@ class Boot(Context):
 
         assert self.waiter is not None
         resume = Resume(*asked, self.console, self.patience)
-        if before_stacks:
-            held, self.assemblers[:] = self.assemblers[:], []
-            try:
-                self.resume_device = resume.plain(self.waiter.wait)
-            finally:
-                self.assemblers[:] = held
-            if self.resume_device is None:
-                return
-        else:
-            self.resume_device = resume.find(self.waiter.wait, self.config.timeout)
+        self.resume_device = resume.find(self.waiter.wait, self.config.timeout)
 
         def come_to_rest() -> None:
             # The kernel cannot stop a thread that waits for a device in finit_module(2), and would give up.
@@ -557,15 +541,6 @@ class Boot(Context):
             resume.go(self.resume_device, come_to_rest, touched=self.touched)
         # Not before: what has failed is tried again, and is not forgotten.
         self.resume_tried = asked
-        self._leave_arrays_alone(False)
-
-    def _leave_arrays_alone(self, yes: bool) -> None:
-        """Whether arrays stay as they are until somebody writes to them."""
-        if any(stack.name == "md" for stack in self.assemblers):
-            from pyinit.storage.md import start_read_only
-
-            self.modules.load("md-mod")
-            start_read_only(yes)
 
     def _warn_of_hibernated(self) -> None:
         from pyinit.root.resume import warn_of_others

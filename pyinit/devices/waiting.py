@@ -38,8 +38,6 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 # A device that matches is used at once, unless the kernel has announced other block devices that udevd has
 # not looked at yet: a copy of the root could be among them, and which of the two is first must not decide.
 OTHERS_GRACE = 0.3
-# Seconds of silence after which no device is on its way any more.
-SETTLE = 0.3
 
 
 class Want(NamedTuple):
@@ -55,8 +53,6 @@ class Want(NamedTuple):
     """Seconds until it expires; None: never."""
     prepare: Callable[[DeviceView], None] = lambda device: None
     """Called once with a device that satisfies it, which may have to be held back for others."""
-    settled: bool = False
-    """Whether it expires when no driver and no device has been on its way for ``SETTLE`` seconds."""
 
 
 class ShellWanted(Exception):
@@ -159,7 +155,7 @@ class Waiter:
         notice = asked + PATIENCE
         coldplug = asked + FULL_COLDPLUG
         hush = asked + HUSH
-        grace = still = inf
+        grace = inf
         prepared = False
         if self._daemon.restart_if_dead():
             self._reopen(poll)
@@ -202,11 +198,6 @@ class Waiter:
                     # No other program can become PID 1 while the thread that loads drivers is in the kernel.
                     raise self._drivers.hang(waited)
                 raise BootError("E-DEV", f"{want.name}: {want.spec} did not appear within {waited:.6g} s")
-            if want.settled:
-                still = inf if busy or self._others_pending() else min(still, moment + SETTLE)
-            if moment >= still:
-                entry.update(ended=now(), outcome="absent")
-                raise BootError("E-DEV", f"{want.name}: {want.spec} is not there")
             if not self._coldplugged and moment >= coldplug:
                 self._coldplugged = True
                 trigger_devices(everything=True)

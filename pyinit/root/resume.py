@@ -18,18 +18,13 @@ from pyinit.devices.waiting import Want, describe
 from pyinit.errors import BootError
 from pyinit.kernel import mountinfo
 from pyinit.kernel.console import Console
-from pyinit.kernel.files import read_if_there
 from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.patience import Patience
 from pyinit.text import printable
 
 #: Seconds that the device is waited for, once the root's is there.
 TIMEOUT = 30.0
-#: Seconds after which a device that is nowhere is taken for one of a stack, even if others are on their way.
-SETTLED = 10.0
 RESUME, OFFSET = "/sys/power/resume", "/sys/power/resume_offset"
-#: Says "[disabled]" where lockdown or a word of the command line forbids it (kernel/power/hibernate.c).
-METHODS = "/sys/power/disk"
 #: What udev calls swap space with such a memory in it.
 FSTYPE = "swsuspend"
 _SHOWN = 4
@@ -102,8 +97,9 @@ class Resume:
         try:
             return wait(Want("resume", devspec.describe(spec), look, timeout))
         except BootError as error:
+            asleep = any(view.properties.get("ID_FS_TYPE") == FSTYPE for view in devspec.resolve(spec, seen))
             # Which of two is the one that sleeps is not for us to guess, and going on would be its end.
-            if error.code != "E-DEV" and (error.code != "E-AMBIG" or _asleep(look(seen))):
+            if error.code != "E-DEV" and (error.code != "E-AMBIG" or asleep):
                 raise
             self._console.warning(
                 f"{error.cause}: a hibernated system would not be resumed; the boot goes on"
@@ -112,28 +108,6 @@ class Resume:
             swaps = [describe(view) for view in seen if view.properties.get("ID_FS_TYPE") in ("swap", FSTYPE)]
             for line in (*error.found, *near[:1], *(f"swap space here: {line}" for line in swaps[:_SHOWN])):
                 self._console.warning(line)
-            return None
-
-    def plain(self, wait: Callable[[Want], DeviceView]) -> DeviceView | None:
-        """The device if it is there once all others are; None for one that a stack may make."""
-        try:
-            spec = devspec.parse_spec(self._asked)
-        except BootError:
-            return None
-        path = spec.value if spec.value.startswith("/dev/") else ""
-        if path.startswith(("/dev/md", "/dev/dm-")) or (path.count("/") > 2 and "/disk/by-" not in path):
-            return None
-        seen: list[DeviceView] = []
-
-        def look(known: Iterable[DeviceView]) -> list[DeviceView]:
-            seen[:] = known
-            return devspec.resolve(spec, seen)
-
-        try:
-            return wait(Want("resume", devspec.describe(spec), look, SETTLED, settled=True))
-        except BootError as error:
-            if error.code != "E-DEV" and (error.code != "E-AMBIG" or _asleep(look(seen))):
-                raise
             return None
 
     def go(self, device: DeviceView, before: Callable[[], None], *, touched: bool = False) -> None:
@@ -165,12 +139,6 @@ class Resume:
         if memory.writer != "kernel":
             self._console.warning(
                 f"{what} was written by {memory.writer}, not by the kernel, and cannot be resumed from here"
-            )
-            return
-        if read_if_there(METHODS).strip() == b"[disabled]":
-            self._console.warning(
-                f"{what} is not resumed: this kernel allows no hibernation (lockdown, or the command line). "
-                "Its mark stays; never resume it after this boot"
             )
             return
         # Even what is mounted read-only may have replayed its log.
@@ -230,10 +198,6 @@ class Resume:
         except OSError as error:
             self._console.warning(f"{node} keeps the mark of a hibernated system: {error.strerror}")
             self._console.warning("never resume it: what is mounted now would be destroyed; use mkswap")
-
-
-def _asleep(views: Iterable[DeviceView]) -> bool:
-    return any(view.properties.get("ID_FS_TYPE") == FSTYPE for view in views)
 
 
 def _too_late(what: str, node: str, changed: str) -> BootError:

@@ -16,14 +16,13 @@ from pyinit.config.volumes import array_uuid, show_array
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
-from pyinit.kernel.files import read_if_there, write_if_possible
+from pyinit.kernel.files import read_if_there
 from pyinit.kernel.process import Children, find_program
 from pyinit.storage.job import Job, run
 from pyinit.storage.mappings import devices_on_encrypted
 from pyinit.text import printable
 
 MEMBER = "linux_raid_member"
-START_RO = "/sys/module/md_mod/parameters/start_ro"
 #: Seconds after its first member at which an array is started degraded, mdadm's own timer
 #: (mdadm-last-resort@.timer).
 DEGRADED_AFTER = 30.0
@@ -189,15 +188,6 @@ class Md:
     def _describe(self, array: _Array) -> str:
         there = ", ".join(map(printable, array.taken)) or "none"
         return f"array {show_array(array.uuid)} is not complete; its members here: {there}"
-
-
-def start_read_only(yes: bool) -> None:
-    """Whether the kernel leaves the members of an array that is started alone until it is written to.
-
-    Documentation/admin-guide/md.rst, "start_ro": no superblock is updated, nothing is resynchronised.
-    """
-    if os.path.exists(START_RO):
-        write_if_possible(START_RO, b"1" if yes else b"0")
 
 
 def exported(lines: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.cache import digest_file
 from pyinit_qemu.disks.declare import gpt, swap
 from pyinit_qemu.disks.filesystems import Ext4, Tree
-from pyinit_qemu.disks.stacks import Stack, luks, lvm, md
+from pyinit_qemu.disks.stacks import Stack, luks, lvm
 from pyinit_qemu.shell import Shell
 from pyinit_qemu.smallroot import make_tree
 
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.boot
 
 LABEL, SWAP = "sleeper", "5a5a0000-0000-4000-8000-000000000001"
 UUID = "1c0de5ea-0000-4000-8000-0000000000aa"
-ARRAY = "0123abcd:4567ef89:0123abcd:4567ef89"
 PASSPHRASE = "correct horse"
 ROOM = 160 * MIB
 
@@ -84,7 +83,7 @@ def root(storage: DebianRoot, tmp_path_factory: pytest.TempPathFactory) -> Ext4:
 @pytest.fixture(scope="module")
 def initrd(storage: DebianRoot, image: Callable[..., Path]) -> Path:
     modules = ("virtio_pci", "virtio_blk", "ext4")
-    return image(storage, mode="list", modules=modules, features=("lvm", "md", "luks"), rescue="open")
+    return image(storage, mode="list", modules=modules, features=("lvm", "luks"), rescue="open")
 
 
 @pytest.fixture
@@ -178,44 +177,6 @@ def test_it_goes_on_with_root_and_swap_in_volumes(
     vm.finish(goal="shutdown").check()
 
 
-def test_the_array_of_the_root_is_not_started_before_it_is_known_that_nothing_is_resumed(
-    start: Start, root: Ext4, kept: Callable[[Path], Path]
-) -> None:
-    """Started, it would have another event count than the system that comes back remembers."""
-    mirror = md(1, root, uuid=ARRAY, name="system")
-    members = [kept(gpt(mirror.member(number)).build()) for number in range(2)]
-    space = kept(gpt(swap(ROOM, uuid=SWAP)).build())
-    words = f"resume=UUID={SWAP} rd.md.uuid={ARRAY} loglevel=7"
-    started = "md/raid1:md[0-9]+: active with 2 out of 2 mirrors"
-    vm = start(words, *members, space, sleep="/dev/vdc1")
-    life = sleeps(vm)
-    assert re.search(started, vm.console)
-    vm = start(words, *members, space)
-    assert vm.expect(r"life (\S+) goes on, its child [0-9]+ too")[1] == life
-    assert not re.search(started, vm.console)
-    vm.finish(goal="shutdown").check()
-
-
-def test_an_array_with_the_swap_space_on_it_is_started_without_a_change(
-    start: Start, root: Ext4, kept: Callable[[Path], Path]
-) -> None:
-    mirror = md(1, lvm(vg="deb", root=root, swap_1=swap(ROOM)), uuid=ARRAY, name="system")
-    members = [kept(gpt(mirror.member(number)).build()) for number in range(2)]
-    words = f"root=/dev/deb/root resume=/dev/mapper/deb-swap_1 rd.md.uuid={ARRAY}"
-    life = sleeps(start(words, *members, sleep="/dev/mapper/deb-swap_1"))
-    before = [digest_file(member) for member in members]
-    other = words.replace("swap_1", "gone")
-    vm = start(f"{other} rd.timeout=6 rd.break=pre-mount", *members, allow=("banner",))
-    shell = Shell.rescue(vm, "pre-mount")
-    assert "resume: /dev/mapper/deb-gone did not appear within 6 s" in vm.console
-    assert "read-auto" in shell.check("cat /sys/block/md*/md/array_state")
-    vm.stop()
-    assert [digest_file(member) for member in members] == before
-    vm = start(words, *members)
-    assert vm.expect(r"life (\S+) goes on, its child [0-9]+ too")[1] == life
-    vm.finish(goal="shutdown").check()
-
-
 def test_it_goes_on_from_a_swap_file(start: Start, root: Ext4, kept: Callable[[Path], Path]) -> None:
     disk = kept(gpt(root).build())
     vm = start(f"resume=LABEL={LABEL}", disk, sleep="file 254:1")
@@ -265,12 +226,6 @@ def test_the_memory_of_a_machine_with_other_memory_is_refused_and_never_used_aga
     assert re.search("warning: kernel: .*(Image mismatch|memory map)", said)
     assert mark(asleep, 2) == b"SWAPSPACE2"
     assert "warning" not in refused(start("resume=/dev/vda2", asleep))
-
-
-def test_the_mark_stays_where_the_kernel_allows_no_hibernation(start: Start, asleep: Path) -> None:
-    said = refused(start("resume=/dev/vda2 lockdown=integrity", asleep))
-    assert "is not resumed: this kernel allows no hibernation (lockdown, or the command line)" in said
-    assert mark(asleep, 2) == b"S1SUSPEND\0"
 
 
 def test_damaged_memory_is_refused(start: Start, asleep: Path) -> None:
