@@ -193,11 +193,12 @@ class Boot(Context):
         self.modules.load_all(self.config.drivers_late)
         if self.spec is None:
             self._discover_root()
+        # First: what the root lies on may be written to when it is assembled.
+        if self.config.resume:
+            self._resume()
         if self.spec is not None:
             self.root = self._wait_for("root", self.spec, self.config.timeout)
             self.console.info(f"root is {describe(self.root)}")
-        if self.config.resume:
-            self._resume()
 
     def before_mount(self) -> None:
         """The driver of the root's file system, before the kernel has to ask modprobe for it."""
@@ -521,9 +522,9 @@ class Boot(Context):
 
     def _resume(self) -> None:
         """Go on with a hibernated system, if there is one: what was asked for is tried once."""
-        asked = (self.config.resume, self.config.resume_offset)
-        if asked == self.resume_tried:
+        if not self.may_resume():
             return
+        asked = (self.config.resume, self.config.resume_offset)
         from pyinit.root.resume import Resume
 
         assert self.waiter is not None

@@ -75,6 +75,13 @@ class Context:
         self._prompt: Prompt | None = None
         self._keymap: Keymap | None = None
 
+    def may_resume(self) -> bool:
+        """Whether a hibernated system may still be resumed, so that its disks must stay as it left them."""
+        return bool(self.config.resume) and self.resume_tried != (
+            self.config.resume,
+            self.config.resume_offset,
+        )
+
     @property
     def prompt(self) -> Prompt:
         """Asks questions on the consoles; imported by boots that have one to ask."""

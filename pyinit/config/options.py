@@ -295,8 +295,9 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "what the image has from the system it was built on",
         "The swap device, named as in `root=`, to which the system may have been hibernated. It is looked at "
         "before anything is mounted, and when it holds the memory of a hibernated system the kernel goes on "
-        "with that one. It is waited for at most 30 s after the root device has come, and not longer than "
-        "`rd.timeout` says; without it the boot goes on with a warning. `none` or nothing: there is none.",
+        "with that one. It is waited for before the root, at most 35 s and not longer than `rd.timeout` "
+        "says, and meanwhile nothing is written to what the root lies on; without it the boot goes on with a "
+        "warning. `none` or nothing: there is none.",
         "initqueue",
     ),
     Option(

@@ -1,9 +1,10 @@
 """Going on with a hibernated system instead of booting another: before anything is mounted.
 
 The memory of a hibernated system lies in its swap space. The kernel reads it back when the number of the
-device is written to /sys/power/resume, and does not return then. When it refuses, it has taken the mark off
-the swap space, and so is done here where it has not (Documentation/power/swsusp.rst: memory that is restored
-after its file systems were mounted by somebody else destroys them).
+device is written to /sys/power/resume, and does not return then. When it refuses the memory, it has taken the
+mark off the swap space, and so is done here where it has not (Documentation/power/swsusp.rst: memory that is
+restored after its file systems were mounted by somebody else destroys them). A kernel that may not resume at
+all has not looked at it: then the mark is left to the person who forbade it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from pyinit.devices.waiting import Want, describe
 from pyinit.errors import BootError
 from pyinit.kernel import mountinfo
 from pyinit.kernel.console import Console
+from pyinit.kernel.files import read_if_there
 from pyinit.kernel.messages import kernel_messages
 from pyinit.kernel.patience import Patience
 from pyinit.text import printable
 
-#: Seconds that the device is waited for, once the root's is there.
-TIMEOUT = 30.0
+#: Seconds that the device is waited for: longer than an array or a group without all its members, in which it
+#: may be, is waited for.
+TIMEOUT = 35.0
+#: What the kernel calls all its ways to hibernate when it may not (Documentation/ABI/testing/sysfs-power).
+DISK, DISABLED = "/sys/power/disk", b"[disabled]"
 RESUME, OFFSET = "/sys/power/resume", "/sys/power/resume_offset"
 #: What udev calls swap space with such a memory in it.
 FSTYPE = "swsuspend"
@@ -61,6 +66,16 @@ def parse_header(page: bytes) -> Memory | None:
     return Memory(writer, before if before in _SWAP else b"")
 
 
+def forbidden() -> str:
+    """Why this kernel resumes nothing, whatever it is given, printable; empty when it may."""
+    if not os.path.exists(RESUME):
+        return "this kernel is built without hibernation"
+    if read_if_there(DISK).strip() != DISABLED:
+        return ""
+    said = [line for line in kernel_messages(500) if "ibernation is restricted" in line][-1:]
+    return "; ".join(("hibernation is disabled in this kernel", *(f"kernel: {line}" for line in said)))
+
+
 def mounted_disks(mounts: Iterable[mountinfo.Mount]) -> list[str]:
     """The block devices that are mounted, printable."""
     return sorted({printable(mount.source) for mount in mounts if mount.source.startswith("/dev/")})
@@ -78,7 +93,7 @@ class Resume:
         self._patience = patience
 
     def find(self, wait: Callable[[Want], DeviceView], limit: float | None) -> DeviceView | None:
-        """Wait for the device, ``limit`` or 30 seconds at most; None and a warning when it does not come."""
+        """Wait for the device, ``limit`` or 35 seconds at most; None and a warning when it does not come."""
         shown = printable(self._asked)[:80]
         try:
             spec = devspec.parse_spec(self._asked)
@@ -139,6 +154,13 @@ class Resume:
         if memory.writer != "kernel":
             self._console.warning(
                 f"{what} was written by {memory.writer}, not by the kernel, and cannot be resumed from here"
+            )
+            return
+        if reason := forbidden():
+            self._console.warning(f"{what} is not resumed: {reason}")
+            self._console.warning(
+                f"{node} keeps its mark. Never resume it after this boot: what is mounted now would be "
+                "destroyed; use mkswap"
             )
             return
         # Even what is mounted read-only may have replayed its log.

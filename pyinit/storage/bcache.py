@@ -3,13 +3,13 @@
 Telling is all there is to do (Documentation/admin-guide/bcache.rst): the name of a device is written to
 /sys/fs/bcache/register. Only what was asked for is told, for the kernel writes to what it takes. A backing
 device that has had a cache is not used without it unless that is asked for: what is newer in the cache would
-be lost.
+be lost. As long as a hibernated system may be resumed, only the device that it is resumed from is told.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -70,14 +70,21 @@ class Bcache:
         patience: Patience,
         modules: Modules,
         console: Console,
+        may_resume: Callable[[], bool] = lambda: False,
+        resumed: Iterable[str] = (),
     ) -> None:
-        """``uuids`` are those of backing devices; ``degraded``: they may be used without their caches."""
+        """``uuids`` are those of backing devices; ``degraded``: they may be used without their caches.
+
+        ``may_resume``: whether a hibernated system may still be resumed; ``resumed``: from which of them.
+        """
         self._uuids = frozenset(uuids)
         self._everything = everything
         self._degraded = degraded
         self._patience = patience
         self._modules = modules
         self._console = console
+        self._may_resume = may_resume
+        self._resumed = frozenset(resumed)
         self._members: dict[str, _Member] = {}
 
     def react(self, known: Collection[DeviceView]) -> None:
@@ -87,7 +94,7 @@ class Bcache:
         for node, view in sorted(present.items(), key=lambda item: item[1].number):
             if node not in self._members:
                 self._members[node] = _Member(view, self._read(view))
-        wanted = self._wanted()
+        wanted = self._permitted()
         for member in sorted(wanted, key=lambda member: _is_backing(member)):
             if not member.tried:
                 member.tried = True
@@ -107,8 +114,11 @@ class Bcache:
         """What the kernel did not take, and which caches are not there."""
         wanted = self._wanted()
         lines = [f"{member.node}: {member.refused}" for member in wanted if member.refused]
+        permitted = self._permitted()
         for member in wanted:
-            if _is_backing(member) and not member.refused and not _is_running(member):
+            if member not in permitted:
+                lines.append(f"{member.node} is used when it is decided whether a system is resumed")
+            elif _is_backing(member) and not member.refused and not _is_running(member):
                 lines.append(self._describe(member))
         found = {member.superblock.uuid for member in wanted if member.superblock}
         return (*lines, *(f"no backing device {uuid}" for uuid in sorted(self._uuids - found)))
@@ -128,23 +138,26 @@ class Bcache:
     def forget(self) -> None:
         """There is no secret."""
 
+    def _permitted(self) -> list[_Member]:
+        """Those of them that the kernel may be told of now."""
+        return self._chosen(self._resumed, False) if self._may_resume() else self._wanted()
+
     def _wanted(self) -> list[_Member]:
         """The backing devices that are asked for, and the caches of their sets."""
+        return self._chosen(self._uuids, self._everything)
+
+    def _chosen(self, uuids: Collection[str], everything: bool) -> list[_Member]:
         members = [member for member in self._members.values() if member.superblock]
         backing = [
             member
             for member in members
-            if (block := member.superblock)
-            and block.backing
-            and (self._everything or block.uuid in self._uuids)
+            if (block := member.superblock) and block.backing and (everything or block.uuid in uuids)
         ]
         sets = {member.superblock.cache_set for member in backing if member.superblock} - {""}
         return backing + [
             member
             for member in members
-            if (block := member.superblock)
-            and not block.backing
-            and (self._everything or block.cache_set in sets)
+            if (block := member.superblock) and not block.backing and (everything or block.cache_set in sets)
         ]
 
     def _read(self, view: DeviceView) -> Superblock | None:
@@ -213,7 +226,16 @@ def make(context: Context) -> Bcache | None:
     uuids = [*(asked or filter(None, map(backing_uuid, sealed))), *uuids_of_paths(paths)]
     if not uuids and not words.everything:
         return None
-    return Bcache(uuids, words.everything, words.degraded, context.patience, context.modules, context.console)
+    return Bcache(
+        uuids,
+        words.everything,
+        words.degraded,
+        context.patience,
+        context.modules,
+        context.console,
+        context.may_resume,
+        uuids_of_paths([context.config.resume]),
+    )
 
 
 def _is_backing(member: _Member) -> bool:

@@ -3,12 +3,15 @@
 Only what was asked for is activated, by name, and lvm is shown only devices that are physical volumes: a disk
 that nobody named is not even opened. A volume that can do without a lost device (RAID) is activated degraded
 after a while, with a loud line.
+
+Pools, caches, mirrors and the like write to their devices when they are activated. A system that is
+hibernated has their state in its memory, so they wait until it is decided that none is resumed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 from time import monotonic
 
@@ -31,6 +34,8 @@ _SHOWN = 4
 # lvm has these run before it activates a pool, and refuses the pool when one of them is not there.
 _CHECKS = ("thin_check", "cache_check")
 # What lvm says of names and UUIDs that are there twice.
+# Those of which nothing is written when they are activated (lvmreport(7), "Selection").
+_PLAIN = "(lv_layout=[linear] || lv_layout=[striped]) && lv_role=[public]"
 _TWICE = ("multiple vgs found", "duplicate pv", "not using device", "skipping volume group")
 
 
@@ -47,14 +52,26 @@ class Lvm:
         children: Children,
         modules: Modules,
         console: Console,
+        may_resume: Callable[[], bool] = lambda: False,
+        resumed: Volume | None = None,
     ) -> None:
-        """``everything``: any group that is complete; ``configured``: lvm.conf of the image counts."""
+        """``everything``: any group that is complete; ``configured``: lvm.conf of the image counts.
+
+        ``may_resume``: whether a hibernated system may still be resumed, from the volume ``resumed`` if
+        one is named.
+        """
         self._wanted = tuple(volumes)
         self._everything = everything
         self._configured = configured
         self._children = children
         self._modules = modules
         self._console = console
+        self._may_resume = may_resume
+        self._resumed = resumed
+        self._restricted = False
+        """Whether the last run activated only what may be while a system may be resumed."""
+        self._held: tuple[str, ...] = ()
+        """What it left, printable."""
         self._job: Job | None = None
         self._seen: frozenset[str] = frozenset()
         """The physical volumes that the last run was shown."""
@@ -70,6 +87,9 @@ class Lvm:
                 return
             self._ended(status)
         left = [volume for volume in self._wanted if not is_active(volume, known)]
+        if self._restricted and not self._may_resume():
+            self._restricted, self._seen = False, frozenset()
+        self._held = tuple("/".join(filter(None, volume)) for volume in left) if self._restricted else ()
         members = frozenset(view.node for view in known if view.properties.get("ID_FS_TYPE") == MEMBER)
         if not members or not (left or self._everything):
             self._degraded_at = inf
@@ -100,7 +120,8 @@ class Lvm:
         if not self._seen:
             groups = dict.fromkeys(volume.group for volume in self._wanted)
             return tuple(f"no physical volume of volume group {printable(group)}" for group in groups)
-        return self._lacks
+        wait = "is activated when it is decided whether a system is resumed"
+        return (*self._lacks, *(f"{printable(name)} {wait}" for name in self._held))
 
     def opened(self) -> tuple[str, ...]:
         """Nothing here takes a secret."""
@@ -140,6 +161,10 @@ class Lvm:
         argv += ["--activate", "y"]
         argv += ["--activationmode", "degraded" if self._degraded else "complete"]
         argv += ["--devices", ",".join(sorted(members)), "--config", _settings()]
+        self._restricted = self._may_resume()
+        if self._restricted:
+            argv[1] = "lvchange"
+            argv += ["--select", selection(self._resumed)]
         if not self._everything:
             if all(all(volume) for volume in left):
                 # Whoever names a thin snapshot means it, lvmthin(7), "Thin snapshot activation".
@@ -185,6 +210,13 @@ def is_active(volume: Volume, known: Collection[DeviceView]) -> bool:
         and (not volume.name or view.properties.get("DM_LV_NAME") == volume.name)
         for view in known
     )
+
+
+def selection(resumed: Volume | None) -> str:
+    """What may be activated while a system may be resumed, in lvm's words: plain volumes, and its own."""
+    if resumed is None:
+        return _PLAIN
+    return f'({_PLAIN}) || (vg_name="{resumed.group}" && lv_name="{resumed.name}")'
 
 
 def _settings() -> str:

@@ -3,12 +3,16 @@
 Only arrays that were asked for, or that the image's mdadm.conf names, are touched. One that is not complete
 is started without its missing members after a while, with a loud line; what mdadm finds too old is never
 forced.
+
+As long as a hibernated system may be resumed, arrays are started so that nothing is written to their members
+unless something is written to the array (Documentation/admin-guide/md.rst, "read-auto"): that system has
+their state in its memory.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 from time import monotonic
 
@@ -16,7 +20,8 @@ from pyinit.config.volumes import array_uuid, show_array
 from pyinit.devices.view import DeviceView
 from pyinit.errors import BootError
 from pyinit.kernel.console import Console
-from pyinit.kernel.files import read_if_there
+from pyinit.kernel.files import read_if_there, write_if_possible
+from pyinit.kernel.modules import Modules
 from pyinit.kernel.process import Children, find_program
 from pyinit.storage.job import Job, run
 from pyinit.storage.mappings import devices_on_encrypted
@@ -26,6 +31,8 @@ MEMBER = "linux_raid_member"
 #: Seconds after its first member at which an array is started degraded, mdadm's own timer
 #: (mdadm-last-resort@.timer).
 DEGRADED_AFTER = 30.0
+#: Whether arrays are started "read-auto", the module's parameter of that meaning.
+START_READ_ONLY = "/sys/module/md_mod/parameters/start_ro"
 _SHOWN = 4
 _CLOSE_TIMEOUT = 10.0
 
@@ -58,13 +65,22 @@ class Md:
         everything: bool,
         children: Children,
         console: Console,
+        modules: Modules,
+        may_resume: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``arrays`` are UUIDs, ``labels`` names as the array has them, with or without its host."""
+        """``arrays`` are UUIDs, ``labels`` names as the array has them, with or without its host.
+
+        ``may_resume``: whether a hibernated system may still be resumed.
+        """
         self._arrays = frozenset(arrays)
         self._labels = frozenset(labels)
         self._everything = everything
         self._children = children
         self._console = console
+        self._modules = modules
+        self._may_resume = may_resume
+        self._protected = False
+        """Whether arrays are started read-auto."""
         self._found: dict[str, _Array] = {}
         self._queue: list[tuple[_Array, str]] = []
         self._job: Job | None = None
@@ -77,6 +93,8 @@ class Md:
             if status is None:
                 return
             self._ended(status)
+        if self._protected and not self._may_resume():
+            self._release()
         present = set()
         for view in sorted(known, key=lambda view: view.number):
             if view.properties.get("ID_FS_TYPE") != MEMBER or not self._is_wanted(view):
@@ -135,7 +153,33 @@ class Md:
             self._queue.clear()
 
     def forget(self) -> None:
-        """There is no secret."""
+        """There is no secret, but the real system starts its arrays as it likes."""
+        self._release()
+
+    def _protect(self) -> None:
+        """Have the arrays that are started from now on written to by nobody but their users."""
+        if self._protected or not self._may_resume():
+            return
+        self._modules.load("md-mod")
+        if not write_if_possible(START_READ_ONLY, b"1"):
+            raise BootError(
+                "E-MD",
+                "arrays cannot be started without writing to them, while a system may be resumed",
+                tried=(f"wrote 1 to {START_READ_ONLY}",),
+                advice=("To give up resuming: pyinit set noresume, then leave the shell.",),
+            )
+        self._protected = True
+
+    def _release(self) -> None:
+        """Let arrays be repaired and synchronised: nothing is resumed any more."""
+        if not self._protected:
+            return
+        self._protected = False
+        write_if_possible(START_READ_ONLY, b"0")
+        for array in self._found.values():
+            path = f"/sys/class/block/{array.node[5:]}/md/array_state"
+            if array.node and read_if_there(path).strip() == b"read-auto":
+                write_if_possible(path, b"active")
 
     def _is_wanted(self, view: DeviceView) -> bool:
         if self._everything or array_uuid(view.properties.get("ID_FS_UUID", "")) in self._arrays:
@@ -152,6 +196,7 @@ class Md:
                 found=(f"{printable(node)} is a member of array {show_array(array.uuid)}",),
                 advice=("Build the image with --feature md.",),
             )
+        self._protect()
         try:
             self._job = Job(self._children, [program, *words])
         except OSError as error:

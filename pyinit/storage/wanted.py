@@ -33,7 +33,16 @@ def make_lvm(context: Context) -> Lvm | None:
     volumes = wanted_volumes(words, needed, sealed, beside=paths)
     if not volumes and not words.auto:
         return None
-    return Lvm(volumes, words.auto, words.lvm_conf, context.children, context.modules, context.console)
+    return Lvm(
+        volumes,
+        words.auto,
+        words.lvm_conf,
+        context.children,
+        context.modules,
+        context.console,
+        context.may_resume,
+        volume_of_path(context.config.resume),
+    )
 
 
 def make_md(context: Context) -> Md | None:
@@ -45,7 +54,9 @@ def make_md(context: Context) -> Md | None:
     uuids, labels = wanted_arrays(words, list(asked_paths(context)), sealed)
     if not uuids and not labels and not words.auto:
         return None
-    return Md(uuids, labels, words.auto, context.children, context.console)
+    return Md(
+        uuids, labels, words.auto, context.children, context.console, context.modules, context.may_resume
+    )
 
 
 def wanted_volumes(

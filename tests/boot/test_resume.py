@@ -16,7 +16,7 @@ from pyinit_qemu.debian import DebianRoot
 from pyinit_qemu.disks.cache import digest_file
 from pyinit_qemu.disks.declare import gpt, swap
 from pyinit_qemu.disks.filesystems import Ext4, Tree
-from pyinit_qemu.disks.stacks import Stack, luks, lvm
+from pyinit_qemu.disks.stacks import Stack, Volume, bcache, luks, lvm, md
 from pyinit_qemu.shell import Shell
 from pyinit_qemu.smallroot import make_tree
 
@@ -83,7 +83,8 @@ def root(storage: DebianRoot, tmp_path_factory: pytest.TempPathFactory) -> Ext4:
 @pytest.fixture(scope="module")
 def initrd(storage: DebianRoot, image: Callable[..., Path]) -> Path:
     modules = ("virtio_pci", "virtio_blk", "ext4")
-    return image(storage, mode="list", modules=modules, features=("lvm", "luks"), rescue="open")
+    features = ("lvm", "luks", "md", "bcache")
+    return image(storage, mode="list", modules=modules, features=features, rescue="open")
 
 
 @pytest.fixture
@@ -247,6 +248,71 @@ def test_what_nobody_resumes_is_told_and_left(words: str, start: Start, asleep: 
     why = "the kernel command line says so" if words else "no resume= names it"
     assert f"warning: a system is hibernated on /dev/vda2, and is not resumed: {why}. If it is this" in said
     assert mark(asleep, 2) == b"S1SUSPEND\0"
+
+
+def test_a_kernel_that_may_not_hibernate_leaves_the_mark_and_that_is_said(start: Start, asleep: Path) -> None:
+    vm = start("resume=/dev/vda2 rd.break=initqueue", asleep, allow=("banner",))
+    shell = Shell.rescue(vm, "initqueue")
+    shell.check("mount -t securityfs securityfs /sys/kernel/security")
+    shell.check("echo integrity > /sys/kernel/security/lockdown")
+    shell.leave()
+    said = refused(vm)
+    assert (
+        "pyinit: warning: the system that is hibernated on /dev/vda2 is not resumed: hibernation is disabled "
+        "in this kernel" in said
+    )
+    assert "/dev/vda2 keeps its mark. Never resume it after this boot" in said
+    assert mark(asleep, 2) == b"S1SUSPEND\0"
+
+
+def unsynchronised(member: Path) -> None:
+    """Have the superblock of an array say that nothing is synchronised (struct mdp_superblock_1)."""
+    with member.open("r+b") as file:
+        file.seek(4096)
+        block = bytearray(file.read(1024))
+        assert block[:4] == (0xA92B4EFC).to_bytes(4, "little")
+        del block[256 + 2 * int.from_bytes(block[220:224], "little") :]
+        block[208:216] = bytes(8)
+        block[216:220] = bytes(4)
+        words = [int.from_bytes(block[at : at + 4], "little") for at in range(0, len(block) // 4 * 4, 4)]
+        total = sum(words) + int.from_bytes(block[len(words) * 4 :], "little")
+        block[216:220] = ((total & 0xFFFFFFFF) + (total >> 32) & 0xFFFFFFFF).to_bytes(4, "little")
+        file.seek(4096)
+        file.write(block)
+
+
+@pytest.mark.parametrize("kind", ["array", "thin", "raid1", "bcache"])
+def test_nothing_is_written_to_what_the_root_lies_on_until_it_is_decided(
+    kind: str, start: Start, root: Ext4, kept: Callable[[Path], Path]
+) -> None:
+    stacks: dict[str, tuple[Stack, str, str]] = {
+        "array": (md(1, root, name="system"), "root=/dev/md/system", ""),
+        "thin": (lvm(vg="v", root=Volume(root, "thin")), "root=/dev/v/root", "v/root is activated when"),
+        "raid1": (
+            lvm(vg="v", pvs=2, root=Volume(root, "raid1")), "root=/dev/v/root", "v/root is activated when"
+        ),
+        "bcache": (bcache(root, UUID), f"rd.bcache={UUID}", "/dev/vda is used when"),
+    }  # fmt: skip
+    stack, words, said = stacks[kind]
+    members = [kept(path) for path in stack.disks()]
+    for member in members if kind == "array" else ():
+        unsynchronised(member)
+    before = [digest_file(member) for member in members]
+    vm = start(f"{words} resume=UUID={SWAP} rd.timeout=15", *members)
+    vm.expect(f"waiting for resume: UUID={SWAP}.*{said}")
+    assert [digest_file(member) for member in members] == before
+    refused(vm)
+    assert [digest_file(member) for member in members] != before
+
+
+def test_it_goes_on_with_the_root_in_a_pool(start: Start, root: Ext4, kept: Callable[[Path], Path]) -> None:
+    stack = lvm(vg="v", root=Volume(root, "thin"), swap=swap(ROOM))
+    disk = kept(gpt(stack).build())
+    words = "root=/dev/v/root resume=/dev/v/swap"
+    life = sleeps(start(words, disk, sleep="/dev/v/swap"))
+    vm = start(words, disk)
+    assert vm.expect(r"life (\S+) goes on, its child [0-9]+ too")[1] == life
+    vm.finish(goal="shutdown").check()
 
 
 def test_nothing_is_resumed_once_something_is_mounted(

@@ -186,7 +186,7 @@ def find(asked: str, wait: Callable[[Want], DeviceView], limit: float | None) ->
     return found, [m["text"] for m in record.data["messages"]]
 
 
-@pytest.mark.parametrize(("limit", "seconds"), [(None, 30.0), (180, 30.0), (5, 5)])
+@pytest.mark.parametrize(("limit", "seconds"), [(None, 35.0), (180, 35.0), (5, 5)])
 def test_the_device_is_waited_for_a_while(limit: float | None, seconds: float) -> None:
     swap = DeviceView(
         "/s", "vda2", "block", "disk", "/dev/vda2", (8, 2), (),

@@ -109,6 +109,29 @@ def test_lvm_is_shown_physical_volumes_and_told_one_name(jobs: type[FakeJob], co
     assert len(jobs.started) == 1 and stack.waits_for() == ()
 
 
+def test_while_a_system_may_be_resumed_only_plain_volumes_and_its_own_are_activated(
+    jobs: type[FakeJob], console: Console
+) -> None:
+    jobs.answers = [(0, []), (0, [])]
+    asleep = [True]
+    volumes, swap = (Volume("v", "root"), Volume("v", "swap")), Volume("v", "swap")
+    modules = Modules(EMPTY_INDEX, console)
+    stack = Lvm(
+        volumes, False, True, cast(Children, None), modules, console, lambda: asleep[0], Volume("v", "swap")
+    )
+    stack.react([PV])
+    argv = jobs.started[0].argv
+    assert argv[argv.index("--select") + 1] == lvm_module.selection(swap)
+    known = [PV, device("dm-1", DM_VG_NAME="v", DM_LV_NAME="swap")]
+    stack.react(known)
+    assert stack.waits_for() == ("v/root is activated when it is decided whether a system is resumed",)
+    asleep[0] = False
+    stack.react(known)
+    assert len(jobs.started) == 2
+    argv = jobs.started[1].argv
+    assert "--select" not in argv and argv[-1] == "v/root"
+
+
 def test_a_group_that_is_not_complete_is_tried_again_and_then_degraded(
     jobs: type[FakeJob], console: Console, clock: list[float]
 ) -> None:
@@ -161,7 +184,7 @@ def member(name: str, number: int, **properties: str) -> DeviceView:
 
 
 def md(console: Console, *, uuids: Sequence[str] = (UUID,), labels: Sequence[str] = ()) -> Md:
-    return Md(uuids, labels, False, cast(Any, None), console)
+    return Md(uuids, labels, False, cast(Any, None), console, Modules(EMPTY_INDEX, console))
 
 
 def test_members_of_a_wanted_array_go_to_mdadm_one_after_the_other(
