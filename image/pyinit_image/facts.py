@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+import stat
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -31,8 +32,9 @@ SCHEMA = 1
 
 FSTAB = "/etc/fstab"
 CRYPTTAB = "/etc/crypttab"
-#: Where mdadm looks; the first that exists counts (mdadm.conf(5)).
-MDADM = ("/etc/mdadm.conf", "/etc/mdadm/mdadm.conf")
+#: Where mdadm looks, as Debian builds it; the first that exists counts, and then the first directory
+#: (mdadm.conf(5)).
+MDADM = ("/etc/mdadm/mdadm.conf", "/etc/mdadm.conf")
 
 #: What must be mounted before the system can start.
 ESSENTIAL_MOUNTS = ("/", "/usr")
@@ -123,7 +125,7 @@ class Unlocked:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A line of mdadm.conf for an array in use here."""
+    """A line of mdadm.conf, or of a file in mdadm.conf.d, for an array in use here."""
 
     line: int
     device: str
@@ -180,9 +182,11 @@ def record(top: Path = Path("/")) -> Facts:
     lines = [entry for entry in all_lines if _matters(entry)]
     all_encrypted, found = crypttab.parse(table(CRYPTTAB))
     told(CRYPTTAB, found)
-    mdadm = etc.find(*MDADM) or MDADM[0]
-    arrays, found = tables.parse_mdadm(table(mdadm))
-    told(mdadm, found)
+    arrays = []
+    for mdadm in mdadm_files(etc):
+        some, found = tables.parse_mdadm(table(mdadm))
+        told(mdadm, found)
+        arrays += [(f"{mdadm} line {array.line}", array) for array in some]
 
     mounts = mountinfo.parse(machine.read("proc/self/mountinfo"))
     # A root that an initramfs made of several layers is on what these are on.
@@ -205,9 +209,9 @@ def record(top: Path = Path("/")) -> Facts:
         + [place for _, places in specs for place in places]
     )
     configured: dict[str, str] = {}
-    for array in arrays:
+    for where, array in arrays:
         for place in machine.of_spec(array.device) if array.device.startswith("/") else ():
-            configured.setdefault(place, f"{mdadm} line {array.line}")
+            configured.setdefault(place, where)
     for entry in all_encrypted:
         for place in directories:
             if machine.attribute(f"{place}/dm/name") == entry.name:
@@ -245,9 +249,7 @@ def record(top: Path = Path("/")) -> Facts:
             if f"{CRYPTTAB} line {entry.line}" in used or "x-initrd.attach" in entry.options
         ),
         mdadm=tuple(
-            Assembled(array.line, _anonymous(array.device))
-            for array in arrays
-            if f"{mdadm} line {array.line}" in used
+            Assembled(array.line, _anonymous(array.device)) for where, array in arrays if where in used
         ),
         blocks=blocks,
         devices=tuple(sorted(machine.devices(), key=lambda device: (device.path, device.modalias))),
@@ -255,6 +257,15 @@ def record(top: Path = Path("/")) -> Facts:
         ciphers=parse_ciphers(machine.text("proc/crypto")),
         warnings=tuple(warnings),
     )
+
+
+def mdadm_files(sysroot: Sysroot) -> list[str]:
+    """The files that mdadm reads, in its order: mdadm.conf, and those of a directory beside it."""
+    main = sysroot.find(*MDADM)
+    folders = ((f"{path}.d", sysroot.list(f"{path}.d")) for path in MDADM)
+    folder, names = next((found for found in folders if found[1]), ("", []))
+    more = (f"{folder}/{name}" for name in names if name.endswith(".conf") and not name.startswith("."))
+    return [*([main] if main else []), *filter(sysroot.is_file, more)]
 
 
 def parse_cpus(text: str) -> tuple[Cpu, ...]:
@@ -369,7 +380,7 @@ class _Machine:
         # The links that udev makes are relative. The node itself is called as the kernel calls the device.
         found = os.path.realpath(os.path.join(self.top, path.lstrip("/")))
         name = os.path.relpath(found, os.path.join(self.top, "dev")).replace("/", "!")
-        return self._directory(f"{self.sys}/class/block/{name}")
+        return self._directory(f"{self.sys}/class/block/{name}") or self._node(found)
 
     def closure(self, places: Iterable[str]) -> list[str]:
         """``places`` and the directories of all block devices below, each after one that lies on it."""
@@ -407,6 +418,16 @@ class _Machine:
                 device = self._device(place)
                 if device.modalias:
                     yield device
+
+    def _node(self, path: str) -> tuple[str, ...]:
+        """That of a node with a name of its own: libdevmapper makes those where udev makes no links."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return ()
+        if not stat.S_ISBLK(status.st_mode):
+            return ()
+        return self._numbered(os.major(status.st_rdev), os.minor(status.st_rdev))
 
     def _numbered(self, major: int, minor: int) -> tuple[str, ...]:
         return self._directory(f"{self.sys}/dev/block/{major}:{minor}")

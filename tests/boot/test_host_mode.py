@@ -43,6 +43,17 @@ class Made:
     explained: str
 
 
+def packages(folder: Path) -> Path:
+    """Copy what is needed to build into a new folder."""
+    folder.mkdir()
+    for name in PACKAGES:
+        spec = find_spec(name)
+        assert spec is not None and spec.submodule_search_locations
+        source = spec.submodule_search_locations[0]
+        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tests"))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def made(
     boot_module: Callable[..., Machine],
@@ -51,13 +62,7 @@ def made(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Made:
     folder = tmp_path_factory.mktemp("host")
-    (folder / "site").mkdir()
-    for name in PACKAGES:
-        spec = find_spec(name)
-        assert spec is not None and spec.submodule_search_locations
-        source = spec.submodule_search_locations[0]
-        ignore = shutil.ignore_patterns("__pycache__", "tests")
-        shutil.copytree(source, folder / "site" / name, ignore=ignore)
+    site = packages(folder / "site")
     output = folder / "image"
     with open(output, "wb") as stream:
         os.truncate(stream.fileno(), ROOM)
@@ -66,7 +71,7 @@ def made(
         initrd=generic,
         disks=(
             Disk(bookworm.disk()),
-            Disk(Image(whole=Ext4(Tree(folder / "site"))).build(), serial="site"),
+            Disk(Image(whole=Ext4(Tree(site))).build(), serial="site"),
             Disk(output, serial="output", snapshot=False),
         ),
         memory=1024 * MIB,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,10 @@ from made_up_machine import MadeUpMachine
 from pyinit_image import facts
 from pyinit_image.errors import BuildError
 from pyinit_image.facts import Block, Cpu, Device, Facts, Line, Mounted, Unlocked
+from pyinit_image.features import Target
+from pyinit_image.features.md import Md
+from pyinit_image.plan import Plan
+from pyinit_image.sysroot import Sysroot
 
 PCI = "pci:v00001AF4d00001042sv00001AF4sd00001042bc01sc80i00"
 VIRTIO = "virtio:d00000002v00001AF4"
@@ -60,6 +64,47 @@ def test_a_virtual_machine(machine: MadeUpMachine) -> None:
     assert seen.warnings == ("/etc/fstab line 4: no device, mount point and type: bad",)
     assert b"secret" not in facts.dump(seen)
     assert b"1234" not in facts.dump(seen)
+
+
+def test_arrays_of_files_beside_mdadm_conf(machine: MadeUpMachine) -> None:
+    disk = machine.block("pci0000:00/0000:00:02.0/virtio2/block/vda", "254:0")
+    machine.block("virtual/block/md0", "9:0", disk, md_level="raid1")
+    machine.mount("9:0", "/", "ext4", "/dev/md0")
+    machine.file("etc/mdadm/mdadm.conf", "MAILADDR root\n")
+    own = "0123abcd:4567ef89:0123abcd:00000001"
+    machine.file("etc/mdadm/mdadm.conf.d/root.conf", f"# Ours.\nARRAY /dev/md0 UUID={own}\n")
+    machine.file("etc/mdadm/mdadm.conf.d/old.conf.bak", "ARRAY /dev/md0 UUID=old\n")
+    machine.file("etc/mdadm/mdadm.conf.d/.hidden.conf", "ARRAY /dev/md0 UUID=hidden\n")
+    # The directory beside the other file counts only when there is none beside this one.
+    machine.file("etc/mdadm.conf.d/other.conf", "ARRAY /dev/md0 UUID=other\n")
+    machine.file("usr/sbin/mdadm", "")
+    seen = facts.record(machine.top)
+    assert seen.warnings == ()
+    assert seen.blocks[0].configured == "/etc/mdadm/mdadm.conf.d/root.conf line 2"
+    assert seen.mdadm == (facts.Assembled(2, "/dev/md0"),)
+    plan = Plan(Sysroot(machine.top))
+    target = Target(plan.sysroot, cast(Any, None), "generic", "open", "", None)
+    assert Md().wanted(target) == "/etc/mdadm/mdadm.conf.d/root.conf names arrays"
+    assert facts.mdadm_files(plan.sysroot) == [
+        "/etc/mdadm/mdadm.conf",
+        "/etc/mdadm/mdadm.conf.d/root.conf",
+    ]
+
+
+@pytest.mark.parametrize(("lines", "warnings"), [("", 1), (f"ARRAY /dev/md0 UUID={UUID}\n", 0)])
+def test_a_root_on_an_array_that_nothing_names_is_told(
+    lines: str, warnings: int, machine: MadeUpMachine
+) -> None:
+    disk = machine.block("pci0000:00/0000:00:02.0/virtio2/block/vda", "254:0")
+    machine.block("virtual/block/md0", "9:0", disk, md_level="raid1")
+    machine.mount("9:0", "/", "ext4", "/dev/md0")
+    machine.file("etc/mdadm/mdadm.conf", lines)
+    machine.file("usr/sbin/mdadm", "")
+    plan = Plan(Sysroot(machine.top))
+    target = Target(plan.sysroot, cast(Any, None), "host", "open", "", facts.record(machine.top))
+    Md().add(plan, target, "why")
+    told = [text for text in plan.warnings if "the array md0 is in use for the root, and no" in text]
+    assert len(told) == warnings
 
 
 def test_luks_on_lvm_on_md_over_two_sata_disks(machine: MadeUpMachine) -> None:
