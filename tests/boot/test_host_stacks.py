@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_host_mode import ROOM, SITE, packages
+from test_host_mode import packages
 from test_layouts import LAYOUTS, PASSPHRASE, Layout
 
 from pyinit.config.sealed import CONFIG_PATH, parse_config
@@ -218,29 +218,5 @@ def test_what_was_recorded_on_the_machine_makes_an_image_that_boots_it(
     tree = same_tree(case.layout, storage, tmp_path)
     result = build(BuildSpec(sysroot=tree, mode="host", devices=devices, rescue="open"))
     image.write_bytes(result.image)
-    check_image(case, image)
-    check_boot(case, image, start)
-
-
-def test_an_image_made_on_a_machine_with_lvm_on_luks_boots_it(
-    start: Start, starting: Callable[[Layout], Path], site: Path, tmp_path: Path
-) -> None:
-    case = CASES["lvm on luks"]
-    output, image = tmp_path / "output", tmp_path / "host.img"
-    with output.open("wb") as stream:
-        os.truncate(stream.fileno(), ROOM)
-    shell = start(
-        case.layout,
-        starting(case.layout),
-        (Disk(site, serial="site"), Disk(output, serial="output", snapshot=False)),
-    )
-    shell.check("mount -o remount,rw / && mount -t tmpfs none /tmp")
-    shell.check(f"mount -o ro {SERIAL}site /mnt && cp -r /mnt/* {SITE}", Timeout.LOGIN)
-    command = f"{BUILDER} build --no-cache --mode host --rescue open --compress none"
-    command += " -o /tmp/host.img --json 2>/dev/null"
-    report = json.loads(shell.check(command, Timeout.LOGIN))
-    shell.check(f"dd if=/tmp/host.img of={SERIAL}output bs=1M conv=fsync", Timeout.LOGIN)
-    shell.machine.stop().check()
-    image.write_bytes(output.read_bytes()[: report["bytes"]])
     check_image(case, image)
     check_boot(case, image, start)
