@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_host_mode import packages
+from test_host_mode import ROOM, packages
 from test_layouts import LAYOUTS, PASSPHRASE, Layout
 
 from pyinit.config.sealed import CONFIG_PATH, parse_config
@@ -218,5 +218,27 @@ def test_what_was_recorded_on_the_machine_makes_an_image_that_boots_it(
     tree = same_tree(case.layout, storage, tmp_path)
     result = build(BuildSpec(sysroot=tree, mode="host", devices=devices, rescue="open"))
     image.write_bytes(result.image)
+    check_image(case, image)
+    check_boot(case, image, start)
+
+
+def test_an_image_is_made_on_a_machine_with_an_encrypted_group(
+    start: Start, starting: Callable[[Layout], Path], site: Path, tmp_path: Path
+) -> None:
+    """The command itself, in the real root on the stack."""
+    case, output = CASES["lvm on luks"], tmp_path / "output"
+    with open(output, "wb") as stream:
+        os.truncate(stream.fileno(), ROOM)
+    more = (Disk(site, serial="site"), Disk(output, serial="output", snapshot=False))
+    shell = start(case.layout, starting(case.layout), more)
+    shell.check(f"mount -t tmpfs tmpfs /tmp && mount -o ro {SERIAL}site /mnt")
+    words = "--no-cache --mode host --compress none --rescue open -o /tmp/host.img"
+    told = shell.check(f"PYTHONPATH=/mnt {BUILDER} build {words} 2>&1", Timeout.LOGIN)
+    assert "host.img: kernel" in told
+    size = int(shell.check("stat -c %s /tmp/host.img"))
+    shell.check(f"dd if=/tmp/host.img of={SERIAL}output bs=1M conv=fsync", Timeout.LOGIN)
+    shell.machine.stop().check()
+    image = tmp_path / "host.img"
+    image.write_bytes(output.read_bytes()[:size])
     check_image(case, image)
     check_boot(case, image, start)
