@@ -496,7 +496,9 @@ class Boot(Context):
         limit = self.config.timeout if patient else LOOK_AROUND
         find = discovery.root if self.config.gpt_auto or self.config.root else lambda known: []
         try:
-            root = self.waiter.wait(Want("root", discovery.describe(), find, limit, self._load_filesystem))
+            root = self.waiter.wait(
+                Want("root", discovery.describe(), find, limit, self._load_filesystem, grace=discovery.grace)
+            )
         except BootError as error:
             if error.code != "E-DEV":
                 raise
@@ -582,12 +584,19 @@ class Boot(Context):
         assert self.root is not None
         found, config = self.root.properties.get("ID_FS_TYPE", ""), self.config
         self._refuse_container(self.root)
-        verdict = self._check_filesystem("medium" if target == MEDIUM else "root", self.root.node, found)
-        spec = root_mount(self.root.path, found, config.rootflags, verdict.writable and writable)
-        spec = spec._replace(target=target)
-        if not verdict.writable:
-            spec = spec.adding(read_only_data(found))
-        mount_filesystem(spec, config.rootfstype, self.modules, self.console, self.patience)
+        try:
+            verdict = self._check_filesystem("medium" if target == MEDIUM else "root", self.root.node, found)
+            spec = root_mount(self.root.path, found, config.rootflags, verdict.writable and writable)
+            spec = spec._replace(target=target)
+            if not verdict.writable:
+                spec = spec.adding(read_only_data(found))
+            mount_filesystem(spec, config.rootfstype, self.modules, self.console, self.patience)
+        except BootError as error:
+            if not config.verity:
+                raise
+            from pyinit.storage.verity import explain_damage
+
+            raise explain_damage(error, config.verity.roothash) from None
 
     def _mount_layers(self, image: ImageFile | None, overlay: Overlay | None) -> None:
         """Device, file on it, changes laid over that: all of them or, after a failure, nothing."""

@@ -85,14 +85,15 @@ _LOOP_CLR_FD = 0x4C01
 
 
 def leave(sysroot: str, source: str) -> None:
-    """Put this file into /run, and a unit for systemd that runs :func:`prepare`. OSError when /run is full.
+    """Put this file into /run, and a unit for systemd that runs :func:`prepare`. OSError when that fails.
 
+    The unit comes last: without a file that it needs there is none.
     ``source`` is the folder of the package. Without a Python in the new root there is nothing to run it.
     """
     if not os.path.exists(f"{sysroot}{PYTHON}"):
         return
     for name in FILES:
-        _write(f"{PLACE}/pyinit/{name}", read_if_there(f"{source}/{name}"))
+        _write(f"{PLACE}/pyinit/{name}", _read(f"{source}/{name}"))
     _write(f"{UNITS}/{UNIT}", _UNIT_TEXT.encode())
     os.makedirs(f"{UNITS}/sysinit.target.wants", 0o755, exist_ok=True)
     link = f"{UNITS}/sysinit.target.wants/{UNIT}"
@@ -110,7 +111,7 @@ def prepare(ramfs: str = RAMFS) -> None:
     for path in needed(set(mapped_files(read_if_there("/proc/self/maps"))), sys.executable):
         _copy(path, ramfs)
     for name in FILES:
-        _write(f"{ramfs}/usr/lib/pyinit-shutdown/pyinit/{name}", read_if_there(f"{PLACE}/pyinit/{name}"))
+        _write(f"{ramfs}/usr/lib/pyinit-shutdown/pyinit/{name}", _read(f"{PLACE}/pyinit/{name}"))
     # Last of all and at once: systemd goes where there is a program.
     _write(f"{ramfs}/shutdown.new", _START.encode(), 0o755)
     os.rename(f"{ramfs}/shutdown.new", f"{ramfs}/shutdown")
@@ -163,6 +164,11 @@ def _copy(path: str, ramfs: str) -> None:
             seen = os.fstat(file.fileno())
             _write(ramfs + here, file.read(), seen.st_mode & 0o755)
         os.utime(ramfs + here, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _write(path: str, data: bytes, mode: int = 0o644) -> None:

@@ -53,6 +53,8 @@ class Want(NamedTuple):
     """Seconds until it expires; None: never."""
     prepare: Callable[[DeviceView], None] = lambda device: None
     """Called once with a device that satisfies it, which may have to be held back for others."""
+    grace: float = OTHERS_GRACE
+    """Seconds for which it is held back at most."""
 
 
 class ShellWanted(Exception):
@@ -131,7 +133,7 @@ class Waiter:
         """Return the device that satisfies ``want``, the moment udevd has processed it.
 
         It is held back, so that a second device that matches is seen, while drivers are being loaded, and for
-        at most ``OTHERS_GRACE`` seconds while other block devices are known to be on their way through udevd.
+        at most ``Want.grace`` seconds while other block devices are known to be on their way through udevd.
 
         Raises :class:`BootError`: ``E-DEV`` when the want expires, ``E-AMBIG`` when several devices satisfy
         it, ``E-UDEV`` when udevd cannot be kept running; :class:`ShellWanted` when a person asks for a shell.
@@ -155,7 +157,7 @@ class Waiter:
         notice = asked + PATIENCE
         coldplug = asked + FULL_COLDPLUG
         hush = asked + HUSH
-        grace = inf
+        grace = explained = inf
         prepared = False
         if self._daemon.restart_if_dead():
             self._reopen(poll)
@@ -182,7 +184,11 @@ class Waiter:
                 prepared = True
                 want.prepare(found[0])
             busy = self._drivers.busy
-            grace = min(grace, moment + OTHERS_GRACE) if found and not busy else inf
+            if not found or busy:
+                grace = explained = inf
+            elif grace == inf:
+                grace = moment + want.grace
+                explained = moment + OTHERS_GRACE if want.grace > OTHERS_GRACE else inf
             if len(found) > 1 or (found and not busy and (moment >= grace or not self._others_pending())):
                 outcome = "satisfied" if len(found) == 1 else "ambiguous"
                 by = ", ".join(printable(view.node) for view in found)
@@ -201,6 +207,13 @@ class Waiter:
             if not self._coldplugged and moment >= coldplug:
                 self._coldplugged = True
                 trigger_devices(everything=True)
+            if moment >= explained:
+                explained = inf
+                others = ", ".join(map(printable, self._others_pending()))
+                self._console.notice(
+                    f"{want.name}: {printable(found[0].node)} would do; {others} may, too, and is looked at "
+                    f"first, for at most {want.grace:.6g} s"
+                )
             if moment >= hush:
                 hush = inf
                 self._keyboard.hush()
@@ -211,7 +224,7 @@ class Waiter:
                     self._tell_of_work()
                 else:
                     notice = self._tell(want, moment, asked, deadline)
-            times = [notice, hush, grace, *(stack.wake() for stack in self._assemblers)]
+            times = [notice, hush, grace, explained, *(stack.wake() for stack in self._assemblers)]
             if deadline is not None and open_end:
                 times.append(deadline)
             if not self._coldplugged:
@@ -283,10 +296,10 @@ class Waiter:
     def _initialized(self) -> list[DeviceView]:
         return [view for view in self.known.values() if view.initialized]
 
-    def _others_pending(self) -> bool:
-        """Whether the kernel knows block devices with something on them that udevd has not processed."""
+    def _others_pending(self) -> list[str]:
+        """The block devices with something on them that the kernel knows and udevd has not processed."""
         processed = {view.name for view in self.known.values() if view.initialized}
-        return any(name not in processed and self._devices.size(name) for name in self._devices.names())
+        return [name for name in self._devices.names() if name not in processed and self._devices.size(name)]
 
     def _end_progress(self) -> None:
         if self._progress:

@@ -19,6 +19,7 @@ from pyinit.config.discoverable import (
     parse_loader_variable,
 )
 from pyinit.devices.view import DeviceView
+from pyinit.devices.waiting import OTHERS_GRACE
 from pyinit.errors import BootError
 from pyinit.kernel.files import names, read_if_there
 from pyinit.kernel.modules import Modules
@@ -26,6 +27,8 @@ from pyinit.kernel.syscalls import mount, umount2
 from pyinit.root.belongs import Wanted
 from pyinit.text import printable
 
+#: Seconds for which a root of which nobody has said the disk is held back, so that another one is seen.
+GRACE = 30.0
 _VARIABLES = "/sys/firmware/efi/efivars"
 
 
@@ -38,6 +41,8 @@ class Discovery:
         machine = machine or os.uname().machine
         self._root, self._usr = ROOT.get(machine, ""), USR.get(machine, "")
         self._disk = ""
+        self.grace = OTHERS_GRACE if booted else GRACE
+        """Seconds for which one is held back at most while other devices are looked at."""
         self.read_only = False
         """Whether the partition of the root is marked so."""
 

@@ -81,7 +81,11 @@ class _Volume:
         self.state = "new"
         """``new``, ``keys`` (key files are tried, and tokens that want nobody), ``ask``, ``open``."""
         self.header = ""
-        """The file with the header, when it is not on the device."""
+        """The file with the header, when it is not on the device: a path for cryptsetup."""
+        self.header_shown = ""
+        """What it is for people, printable."""
+        self.header_file = -1
+        """The descriptor that the path means, where it is on another device."""
         self.tokens: list[Token] = []
         """Those that were not tried in vain."""
         self.missed: set[Token] = set()
@@ -105,10 +109,23 @@ class _Volume:
         """Its name for people."""
         return printable(self.name)
 
+    @property
+    def place(self) -> str:
+        """Where its header is, printable."""
+        return self.header_shown if self.header else printable(self.view.node)
+
     def wanting_pin(self) -> list[Token]:
         """The tokens that a PIN can be tried on now."""
         there = self.pins < PIN_TRIES
         return [token for token in self.tokens if there and token.pin and luks_tokens.present(token)]
+
+    def close_header(self) -> None:
+        """Let go of the device with the header; the header is looked for again when it is needed."""
+        if self.header_file >= 0:
+            os.close(self.header_file)
+            self.header, self.header_file = "", -1
+            if self.state != "open":
+                self.state = "new"
 
     def may_come(self) -> bool:
         """Whether a token may open it whose device is not there."""
@@ -284,6 +301,7 @@ class Luks:
     def _drop(self, name: str, volume: _Volume) -> None:
         """The device went away before it was opened."""
         self._console.warning(f"{printable(volume.view.node)} went away before {volume.shown} was opened")
+        volume.close_header()
         del self._volumes[name]
         if volume in self._asked:
             self._withdraw()
@@ -328,25 +346,34 @@ class Luks:
             if place is None:
                 volume.lacks = f"its header: {_show_key(key)}"
                 return False
-            path = place + path
+            # Whoever made the key device chose its links, and cryptsetup would follow them anywhere.
+            try:
+                volume.header_file = self._patience.call(
+                    f"reading {printable(path)}", _open_inside, place, path
+                )
+            except OSError as error:
+                cause = f"the LUKS header {_show_key(key)} cannot be read: {error.strerror}"
+                raise _broken(volume, cause) from error
+            volume.header_shown = _show_key(key)
+            path = f"/proc/{os.getpid()}/fd/{volume.header_file}"
+        else:
+            volume.header_shown = printable(path)
         volume.lacks, volume.header = "", path
         return True
 
     def _read_header(self, volume: _Volume) -> luks_header.Header:
-        place = volume.header or volume.view.node
+        place, shown = volume.header or volume.view.node, volume.place
         try:
-            copies = self._patience.call(
-                f"reading the LUKS header of {printable(place)}", _read_copies, place
-            )
+            copies = self._patience.call(f"reading the LUKS header of {shown}", _read_copies, place)
         except OSError as error:
-            raise _broken(volume, f"{printable(place)} cannot be read: {error.strerror}") from error
+            raise _broken(volume, f"{shown} cannot be read: {error.strerror}") from error
         for header in copies.good:
             if header.weak:
                 raise _weak(volume, header)
         if not copies.good:
-            raise _broken(volume, f"the LUKS header of {printable(place)} is damaged", copies.damage)
+            raise _broken(volume, f"the LUKS header of {shown} is damaged", copies.damage)
         for damage in copies.damage:
-            self._console.warning(f"{printable(place)}: {damage}; the other copy of the header is used")
+            self._console.warning(f"{shown}: {damage}; the other copy of the header is used")
         return copies.good[0]
 
     def _start_next(self, known: Collection[DeviceView]) -> None:
@@ -679,6 +706,8 @@ class Luks:
         self._good.clear()
 
     def _unmount_keys(self) -> None:
+        for volume in self._volumes.values():
+            volume.close_header()
         while self._mounts:
             place = self._mounts.pop()
             try:
@@ -840,7 +869,7 @@ def _weak(volume: _Volume, header: luks_header.Header) -> BootError:
     return BootError(
         "E-LUKS-CIPHER",
         f"{volume.shown} is not opened: {header.weak}",
-        tried=(f"looked at the header of {printable(volume.header or volume.view.node)} before opening it",),
+        tried=(f"looked at the header of {volume.place} before opening it",),
         found=(describe(volume.view),),
         advice=(
             "Unless you made it so yourself, somebody has changed the header to get at what you would write.",

@@ -190,6 +190,23 @@ class Verity:
         )
 
 
+def explain_damage(error: BootError, roothash: str) -> BootError:
+    """``E-VERITY`` in place of an error that comes of blocks which do not fit the hash; else the error."""
+    said = [line for line in kernel_messages(500) if "verity" in line and "corrupted" in line]
+    if not said:
+        return error
+    return BootError(
+        "E-VERITY",
+        f"the root does not fit roothash={roothash}: parts of it were changed or are damaged",
+        tried=(error.cause, *error.tried),
+        found=tuple(f"kernel: {line}" for line in list(dict.fromkeys(said))[-_SHOWN:]),
+        advice=(
+            "Boot another version of the root, or write this one anew from where it came.",
+            _UNCHECKED,
+        ),
+    )
+
+
 _UNCHECKED = (
     "To boot it unchecked, whatever was done to it: pyinit set systemd.verity=0 root=DEVICE, then leave the "
     "shell."

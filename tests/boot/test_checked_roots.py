@@ -156,6 +156,27 @@ def test_a_root_that_was_changed_does_not_boot(start: Start, checked: Checked, t
     vm.stop()
 
 
+def test_damage_that_is_found_when_the_root_is_mounted_is_explained(
+    start: Start, checked: Checked, tmp_path: Path, expect_screen: Callable[[Machine, str], None]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copy(checked.data, damaged)
+    with damaged.open("r+b") as file:
+        # The inode of the root directory: struct squashfs_super_block, root_inode and inode_table_start.
+        head = file.read(96)
+        inode, table = (int.from_bytes(head[at : at + 8], "little") for at in (32, 64))
+        file.seek(table + (inode >> 16) + 2)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 0xFF]))
+    vm = start(f"roothash={checked.roothash}", checked.disk(damaged))
+    text = Shell.rescue(vm, "mount").check("pyinit explain")
+    assert text.startswith(f"E-VERITY the root does not fit roothash={checked.roothash}: ")
+    assert re.search(r"kernel: device-mapper: verity: \S+ data block [0-9]+ is corrupted", text)
+    expect_screen(vm, "E-VERITY")
+    vm.stop()
+
+
 @pytest.mark.fault("row-7")
 def test_a_checked_root_in_an_encrypted_volume_is_closed_before_a_shell(
     boot: Callable[..., Machine],
@@ -221,7 +242,6 @@ def test_an_image_without_the_program_says_so(
     listed: Path,
     storage: DebianRoot,
     checked: Checked,
-    expect_screen: Callable[[Machine, str], None],
 ) -> None:
     vm = boot(
         kernel=storage.kernel,
@@ -230,6 +250,7 @@ def test_an_image_without_the_program_says_so(
         append=f"quiet roothash={checked.roothash}",
         allow=("banner",),
     )
-    Shell.rescue(vm, "initqueue")
-    expect_screen(vm, "E-VERITY")
+    text = Shell.rescue(vm, "initqueue").check("pyinit explain")
+    assert text.startswith("E-VERITY the root cannot be checked: there is no veritysetup in the image")
+    assert "Build the image with --feature verity." in text
     vm.stop()

@@ -78,6 +78,25 @@ def test_two_that_may_be_meant_are_both_named(
     assert witness_of(vm).root.device == "vdb2"
 
 
+def test_one_is_not_taken_while_a_slow_disk_may_hold_another(
+    boot: Callable[..., Machine], bookworm: DebianRoot, listed: Path
+) -> None:
+    tree = small_root(bookworm)
+    fast, slow = Disk(disk(tree).build()), Disk(disk(tree).build())
+    vm = boot(
+        kernel=bookworm.kernel,
+        initrd=listed,
+        disks=(fast, slow),
+        append="quiet root=gpt-auto",
+        allow=("banner",),
+    )
+    vm.faults.slow(slow, iops=10)
+    vm.expect("root: /dev/vd[ab]2 would do; vd.* may, too, and is looked at first")
+    shell = Shell.rescue(vm, "initqueue")
+    assert shell.check("pyinit explain").startswith("E-AMBIG 2 devices match root: a partition of the GPT")
+    vm.stop()
+
+
 def test_the_disk_that_was_booted_from_decides(
     boot: Callable[..., Machine], bookworm: DebianRoot, generic: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from typing import cast
@@ -334,6 +335,63 @@ def test_a_bad_header_is_refused_before_anything_is_asked(
         made.react()
     assert caught.value.code == code
     assert made.prompt.asked == [] and made.children.started == []
+
+
+@pytest.fixture
+def stick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Bench]:
+    """``stick(path)``: a volume whose header is at a path of another device, which has hostile links."""
+    inside, outside = tmp_path / "keys/sdk", tmp_path / "outside"
+    outside.write_bytes(header_bytes(lambda raw: raw["tokens"].clear()))
+    (inside / "etc").mkdir(parents=True)
+    (inside / "etc/header").write_bytes(outside.read_bytes())
+    (inside / "absolute").symlink_to("/etc/header")
+    (inside / "upwards").symlink_to("../../etc/header")
+    (inside / "out").symlink_to(outside)
+    (inside / "up").symlink_to("../../outside")
+    (inside / "kernel").symlink_to("/proc/1/root/etc/header")
+    (inside / "around").symlink_to("around")
+    monkeypatch.setattr(module, "MOUNTS", str(tmp_path / "keys"))
+    for name in ("mount", "umount2"):
+        monkeypatch.setattr(module, name, lambda *words: None)
+    monkeypatch.setattr(os, "rmdir", lambda path: None)
+
+    def plug(path: str) -> Bench:
+        line = f"rd.luks.name={A}=vault rd.luks.options={A}=header={path}:LABEL=stick"
+        words = boot_config(line.encode()).luks
+        assert words is not None
+        made = bench(tmp_path, monkeypatch, line)
+        made.plug("sda", A, bytes(1 << 20))
+        found = {"ID_FS_TYPE": "ext4", "ID_FS_LABEL": "stick", "ID_FS_USAGE": "filesystem"}
+        made.known.append(DeviceView("/sys/sdk", "sdk", "block", "disk", "/dev/sdk", (8, 9), (), found, True))
+        return made
+
+    return plug
+
+
+@pytest.mark.parametrize("path", ["/etc/header", "/absolute", "/upwards"])
+def test_a_header_on_another_device_is_handed_over_as_it_was_opened(
+    path: str, stick: Callable[[str], Bench]
+) -> None:
+    made = stick(path)
+    made.react()
+    made.type("secret")
+    argv, _ = made.children.started[0]
+    place = argv[argv.index("--header") + 1]
+    inside = made.folder / "keys/sdk/etc/header"
+    assert place.startswith(f"/proc/{os.getpid()}/fd/") and os.path.samefile(place, inside)
+    made.cryptsetup(0)
+    assert made.luks.opened() == ("vault",)
+    assert not os.path.exists(place)
+
+
+@pytest.mark.parametrize("path", ["/out", "/up", "/kernel", "/around"])
+def test_no_link_on_the_device_with_a_header_leads_out_of_it(
+    path: str, stick: Callable[[str], Bench]
+) -> None:
+    made = stick(path)
+    with pytest.raises(BootError, match=f"E-LUKS the LUKS header {path} on LABEL=stick cannot be read"):
+        made.react()
+    assert made.children.started == []
 
 
 def test_copies_of_a_volume_are_refused(one: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,16 @@ def test_what_is_left_is_small_and_wanted_by_every_start(place: Path) -> None:
     assert sum(path.stat().st_size for path in left) < 64 << 10
     wanted = place / "units/sysinit.target.wants" / shutdown.UNIT
     assert "ExecStop=/usr/bin/python3" in wanted.read_text()
+
+
+def test_without_one_of_its_files_nothing_is_promised_to_systemd(place: Path) -> None:
+    (place / "root/usr/bin").mkdir(parents=True)
+    (place / "root/usr/bin/python3").touch()
+    shutil.copytree(SOURCE, place / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    (place / "source/kernel/mountinfo.py").unlink()
+    with pytest.raises(FileNotFoundError):
+        shutdown.leave(str(place / "root"), str(place / "source"))
+    assert not (place / "units").exists()
 
 
 def test_a_root_without_python_gets_nothing(place: Path) -> None:
