@@ -59,6 +59,8 @@ DEBUG_LOG_PATH = "/run/initramfs/init.log"
 TIMELINE_PATH = "/run/pyinit/timeline.py"
 LEFTOVER_TIMEOUT = 5.0
 LOOK_AROUND = 3.0
+# Seconds that programs have to end before the kernel stops everything to resume.
+SETTLE_TIMEOUT = 10.0
 # Values of root= that leave it to us to find the root, as to systemd-gpt-auto-generator(8).
 DISCOVERED = ("gpt-auto", "gpt-auto-force")
 # What the boot can do without (nofail) gets so long to appear.
@@ -534,9 +536,11 @@ class Boot(Context):
         self.resume_device = resume.find(self.waiter.wait, self.config.timeout)
 
         def come_to_rest() -> None:
-            # The kernel cannot stop a thread that waits for a device in finit_module(2), and would give up.
+            # The kernel cannot stop a thread that waits for a device in finit_module(2), and would give up;
+            # nor a program that is within such a call, one that makes a volume, say.
             self.drivers.finish()
             self.patience.finish()
+            self.children.settle(SETTLE_TIMEOUT, {self.daemon.pid} if self.daemon else ())
             if self.watchdog:
                 self.watchdog.feed()
 

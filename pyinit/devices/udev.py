@@ -52,6 +52,11 @@ class UdevDaemon:
         self._starts = 0
         self._notify = -1
 
+    @property
+    def pid(self) -> int:
+        """The process; 0 when there is none."""
+        return self._pid
+
     def start(self) -> None:
         """Start udevd without waiting for it; :class:`BootError` ``E-UDEV`` when it cannot be executed."""
         self._close_notify()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from errno import EAGAIN, ENOMEM
 from time import monotonic, sleep
 from types import MappingProxyType
@@ -217,6 +217,12 @@ class Children:
             if poll.poll(None if remaining is None else remaining * 1000):
                 self.woken()
         return status
+
+    def settle(self, timeout: float, besides: Collection[int] = ()) -> None:
+        """Wait, ``timeout`` seconds at most, until all programs have ended but ``besides``."""
+        deadline = monotonic() + timeout
+        for pid in [pid for pid in self._running if pid not in besides]:
+            self.wait(pid, max(0.0, deadline - monotonic()))
 
 
 def find_program(name: str) -> str:

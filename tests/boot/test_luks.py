@@ -405,6 +405,28 @@ def test_a_detached_header_and_a_key_in_the_image(
     assert "opened vault (/dev/vda) with key file /etc/keys/root.key" in vm.console
 
 
+def test_a_header_on_a_stick(
+    start: Start,
+    vault: Callable[..., Luks],
+    opener: Callable[..., Path],
+    tmp_path: Path,
+    witness_of: Callable[[Machine], Witness],
+) -> None:
+    """Behind a link, which leads to a place on the stick and nowhere else."""
+    data, header = vault(detached=True, key=KEY).disks()
+    folder = tmp_path / "stick"
+    folder.mkdir()
+    (folder / "real").write_bytes(header.read_bytes())
+    (folder / "header").symlink_to("/real")
+    (folder / "root.key").write_bytes(KEY)
+    table = b"vault /dev/vda /root.key:LABEL=stick luks,header=/header:LABEL=stick\n"
+    stick = gpt(ext4(folder, label="stick")).build()
+    initrd = opener(includes=((table, "/etc/crypttab"),))
+    vm = start(data, stick, append="quiet root=/dev/mapper/vault rd.info", initrd=initrd)
+    assert witness_of(vm).root.device == "dm-0"
+    assert "opened vault (/dev/vda) with key file /root.key on LABEL=stick" in vm.console
+
+
 @pytest.mark.fault("row-24")
 def test_a_passphrase_is_in_no_memory_once_the_root_is_there(
     start: Start, vault: Callable[..., Luks], tmp_path: Path

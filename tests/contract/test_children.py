@@ -107,3 +107,16 @@ def test_waiting_gives_up_when_it_is_told_to(children: Children) -> None:
     assert children.wait(pid, 0.05) is None
     os.kill(pid, signal.SIGKILL)
     assert children.wait(pid, None) == -signal.SIGKILL
+
+
+def test_programs_come_to_rest_but_for_those_that_stay(children: Children) -> None:
+    stays = children.start(["/bin/sleep", "1000"])
+    ends = [children.start(["/bin/sh", "-c", f"exit {number}"]) for number in range(3)]
+    children.settle(30, {stays})
+    assert [children.status(pid) for pid in ends] == [0, 1, 2]
+    assert children.status(stays) is None
+    # One that does not end is not waited for longer than that.
+    children.settle(0)
+    assert children.status(stays) is None
+    os.kill(stays, signal.SIGKILL)
+    assert children.wait(stays, 30) == -signal.SIGKILL
