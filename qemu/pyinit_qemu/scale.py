@@ -95,8 +95,9 @@ def disk_words(count: int) -> str:
     """The words that make the driver scsi_debug have ``count`` disks, or a multiple of :data:`LUNS`."""
     targets = -(-count // LUNS)
     words = f"scsi_debug.num_tgts={targets} scsi_debug.max_luns={-(-count // targets)} scsi_debug.delay=0"
+    # Of so many disks the kernel says more than its log keeps, and the first lines are looked for.
     # dracut loads what is asked for, initramfs-tools and pyinit what the image was built with.
-    return f"{words} rd.driver.pre=scsi_debug"
+    return f"{words} log_buf_len=16M rd.driver.pre=scsi_debug"
 
 
 def noisy(image: Path, debian: DebianRoot, rate: int, cache: Cache) -> Path:
