@@ -7,7 +7,7 @@ moment at which there is something to say or to do.
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -189,7 +189,9 @@ class Waiter:
             elif grace == inf:
                 grace = moment + want.grace
                 explained = moment + OTHERS_GRACE if want.grace > OTHERS_GRACE else inf
-            if len(found) > 1 or (found and not busy and (moment >= grace or not self._others_pending())):
+            if len(found) > 1 or (
+                found and not busy and (moment >= grace or not any(self._others_pending()))
+            ):
                 outcome = "satisfied" if len(found) == 1 else "ambiguous"
                 by = ", ".join(printable(view.node) for view in found)
                 entry.update(ended=now(), outcome=outcome, by=by, event=event)
@@ -296,10 +298,10 @@ class Waiter:
     def _initialized(self) -> list[DeviceView]:
         return [view for view in self.known.values() if view.initialized]
 
-    def _others_pending(self) -> list[str]:
+    def _others_pending(self) -> Iterator[str]:
         """The block devices with something on them that the kernel knows and udevd has not processed."""
         processed = {view.name for view in self.known.values() if view.initialized}
-        return [name for name in self._devices.names() if name not in processed and self._devices.size(name)]
+        return (name for name in self._devices.names() if name not in processed and self._devices.size(name))
 
     def _end_progress(self) -> None:
         if self._progress:
